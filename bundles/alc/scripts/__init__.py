@@ -1,0 +1,1 @@
+"""Adaptive Label Correction: the method and its equations."""

@@ -1,0 +1,142 @@
+"""Adaptive Label Correction: one training step, in the order of Algorithm 1 of arXiv 2503.12218."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from common.losses import segmentation_loss
+from common.method import LossTerm, Method, MethodOutput, Progress
+from common.schedules import gaussian_ramp_up
+
+from .losses import consistency_loss, mean_probability, refine_labels, sample_uncertainty, select_most_certain
+
+
+class AdaptiveLabelCorrection(Method):
+    """Mean Teacher that corrects noisy labels and learns from the images it is sure of.
+
+    Source: Qian et al., "Adaptive Label Correction for Robust Medical Image Segmentation with Noisy Labels", Eqs. 1-11.
+
+    Args:
+        network: the student; it ships.
+        passes: m, perturbed teacher passes a step (Eq. 3).
+        selected_fraction: k as a share of the noisy images in the batch, in [0, 1].
+        alpha: weight of the loss on refined labels.
+        beta: weight of the loss on noisy labels.
+        consistency: weight of the consistency loss (1 in Eq. 11).
+        ramp_scale: largest value of lambda(t); 0 leaves only the clean loss.
+        ema_decay: decay of the teacher's moving average, in [0, 1).
+        input_noise: standard deviation of the noise on the teacher's input, in units of the normalised image.
+        refine: weigh the passes as in Eq. 6; otherwise one pass gives the pseudo-label.
+
+    Raises:
+        ValueError: when an argument is outside its range.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        passes: int = 4,
+        selected_fraction: float = 0.5,
+        alpha: float = 3.0,
+        beta: float = 2.0,
+        consistency: float = 1.0,
+        ramp_scale: float = 1.0,
+        ema_decay: float = 0.99,
+        input_noise: float = 0.1,
+        refine: bool = True,
+    ) -> None:
+        super().__init__(network)
+        if passes < 1:
+            raise ValueError(f"passes must be at least 1, got {passes}.")
+        if not 0.0 <= selected_fraction <= 1.0:
+            raise ValueError(f"selected_fraction must be in [0, 1], got {selected_fraction}.")
+        if not 0.0 <= ema_decay < 1.0:
+            raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}.")
+        self.teacher = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
+        self.teacher.requires_grad_(False)
+        self.teacher.n_averaged.fill_(1)  # it starts as a copy of the student, which counts as the first average
+        self.passes = passes
+        self.selected_fraction = selected_fraction
+        self.alpha = alpha
+        self.beta = beta
+        self.consistency = consistency
+        self.ramp_scale = ramp_scale
+        self.input_noise = input_noise
+        self.refine = refine
+
+    def forward(self, batch: dict[str, Any], progress: Progress) -> MethodOutput:
+        """Loss terms of a batch.
+
+        Args:
+            batch: ``image`` (B, channels, *S), ``label`` (B, 1, *S) class numbers, ``clean`` (B,) bool.
+            progress: where the training stands.
+
+        Returns:
+            terms ``clean`` (Eq. 1), ``refined`` (Eq. 8), ``noisy`` (Eq. 9) and ``consistency`` (Eq. 10).
+        """
+        image, label, clean = batch["image"], batch["label"], batch["clean"]
+        logits = self.network(image)
+        terms = {"clean": LossTerm(_mean_loss(logits, label, clean), 1.0)}  # Eq. 1
+        monitors: dict[str, torch.Tensor] = {}
+        weight = self.ramp_scale * gaussian_ramp_up(progress.fraction)
+        if weight > 0.0:
+            noisy = ~clean
+            noisy_terms, monitors = self._learn_from_noisy(image[noisy], logits[noisy], label[noisy])
+            weights = {"refined": self.alpha, "noisy": self.beta, "consistency": self.consistency}
+            terms |= {name: LossTerm(value, weight * weights[name]) for name, value in noisy_terms.items()}  # Eq. 11
+        return MethodOutput(terms=terms, prediction=logits, monitors=monitors)
+
+    def _learn_from_noisy(
+        self, image: torch.Tensor, logits: torch.Tensor, label: torch.Tensor
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Lines 7 to 18 of Algorithm 1 for the images with noisy labels; (B, ...) each, B may be 0."""
+        if len(image) == 0:
+            nothing = logits.sum() * 0.0
+            return {"refined": nothing, "noisy": nothing, "consistency": nothing}, {}
+        passes = self._teacher_passes(image)  # Eq. 3
+        refined = refine_labels(passes) if self.refine else passes[0].argmax(1, keepdim=True)  # Eqs. 4-6
+        uncertainty = sample_uncertainty(passes)  # Eq. 7
+        selected = select_most_certain(uncertainty, round(self.selected_fraction * len(image)))
+        terms = {
+            "refined": _mean_loss(logits, refined, selected),  # Eq. 8
+            "noisy": _mean_loss(logits, label, ~selected),  # Eq. 9
+            "consistency": consistency_loss(mean_probability(passes), logits.float().softmax(1)),  # Eq. 10
+        }
+        return terms, {"uncertainty": uncertainty.mean(), "changed_voxels": (refined != label).float().mean()}
+
+    @torch.no_grad()
+    def _teacher_passes(self, image: torch.Tensor) -> torch.Tensor:
+        """m teacher outputs, each under its own input noise and dropout: (M, B, C, *S), probabilities (Eq. 3)."""
+        outputs = []
+        for _ in range(self.passes):
+            noise = self.input_noise * torch.randn_like(image)
+            outputs.append(self.teacher(image + noise).float().softmax(1))
+        return torch.stack(outputs)
+
+    def train(self, mode: bool = True) -> AdaptiveLabelCorrection:
+        """Training mode of the student; of the teacher only the dropout is ever active.
+
+        Its batch normalisation uses the averaged statistics, so that a pass is no different for the company an image
+        is in, and leaves no trace.
+        """
+        super().train(mode)
+        self.teacher.eval()
+        for module in self.teacher.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd):
+                module.train(mode)
+        return self
+
+    def after_step(self) -> None:
+        """Moving average of the student's weights and batch-normalisation statistics."""
+        self.teacher.update_parameters(self.network)
+
+
+def _mean_loss(logits: torch.Tensor, target: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Mean segmentation loss over the chosen images (Eqs. 1, 8, 9); 0, with a gradient path, if none is."""
+    if not chosen.any():
+        return logits.float().sum() * 0.0
+    return segmentation_loss(logits[chosen], target[chosen]).mean()

@@ -1,0 +1,8 @@
+"""Data sets: the data contract with its checks, the phantom, simulated label defects, converters."""
+
+from __future__ import annotations
+
+from .contract import DataError, SegmentationData, open_data
+from .phantom import make_phantom
+
+__all__ = ["DataError", "SegmentationData", "make_phantom", "open_data"]

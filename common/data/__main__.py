@@ -1,0 +1,149 @@
+"""Command line: ``python -m common.data check|split|phantom|corrupt|convert``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import fire
+import yaml
+
+from . import contract, phantom
+from . import split as splitting
+from .checks import compare_cases, inspect_cases
+from .contract import SegmentationData
+from .corrupt import corrupt as corrupt_data
+from .corrupt import join_pairs
+from .faults import DataError, Fault
+from .fingerprint import format_fingerprint
+
+
+def check(
+    dataset_dir: str,
+    datalist: str = "dataset.json",
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    bundles: str = "bundles",
+) -> None:
+    """Print what a data set holds, every fault with its fix, and which bundles fit; exit status 1 with faults.
+
+    Args:
+        dataset_dir: folder of the data set.
+        datalist: name of the JSON in that folder.
+        num_classes: classes of the network, background included; not compared without it.
+        in_channels: image channels of the network; not compared without it.
+        bundles: folder of the bundles.
+    """
+    data, faults = contract.read_data(str(dataset_dir), datalist)
+    faults += contract.missing_needs(data, ())
+    faults += contract.compare_classes(data, num_classes, datalist)
+    cases = inspect_cases(data, in_channels)
+    faults += [fault for case in cases for fault in case.faults] + compare_cases(data, cases, in_channels)
+    print(format_fingerprint(data, cases), end="\n\n")
+    for note in [*data.notes, *(note for case in cases for note in case.notes)]:
+        print(f"Note: {note}.")
+    print("\n".join(_bundle_lines(data, Path(bundles))), end="\n\n")
+    if faults:
+        print(f"{len(faults)} fault{'s' * (len(faults) > 1)}:")
+        print("\n".join(f"  {number}. {fault}" for number, fault in enumerate(faults, 1)))
+        sys.exit(1)
+    print(f"No faults found in {len(cases)} cases.")
+
+
+def _bundle_lines(data: SegmentationData, bundles: Path) -> list[str]:
+    """One line a bundle: whether the data meet what its train.yaml needs."""
+    lines = []
+    for path in sorted(bundles.glob("*/configs/train.yaml")):
+        needs = _needs(path)
+        unmet = [fault.what.removeprefix("the method ") for fault in contract.missing_needs(data, needs)]
+        lines.append(f"Bundle {path.parts[-3]}: " + (f"does not fit: {'; '.join(unmet)}" if unmet else "fits"))
+    return lines or [f"No bundle found in {bundles}."]
+
+
+def _needs(path: Path) -> list[str]:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        needs = config["data"]["needs"]
+        if isinstance(needs, str):  # a reference to a top-level list
+            needs = config[needs.removeprefix("@")]
+    except (KeyError, TypeError):
+        return []
+    return [need for need in needs if need in contract.NEEDS]
+
+
+def split(
+    dataset_dir: str,
+    fraction: float = 0.2,
+    seed: int = 0,
+    output: str = "dataset_split.json",
+    datalist: str = "dataset.json",
+) -> None:
+    """Write a JSON in which some training groups (patients) form the validation section.
+
+    Args:
+        dataset_dir: folder of the data set.
+        fraction: share of the groups with clean labels to draw.
+        seed: seed of the draw.
+        output: name of the JSON to write, in the same folder; never overwritten.
+        datalist: name of the JSON to read.
+    """
+    path = splitting.split(str(dataset_dir), fraction, seed, str(output), datalist)
+    data, _ = contract.read_data(path.parent, path.name)
+    print(f"{path}: {len(data.training)} training and {len(data.validation)} validation records")
+    print(f"Use it with --datalist {path.name}")
+
+
+def make(output: str, kind: str = "noisy", seed: int = 0) -> None:
+    """Write the phantom data set.
+
+    Args:
+        output: folder to make.
+        kind: dense, noisy, unlabelled, scribbles or raters.
+        seed: seed of everything random.
+    """
+    print(f"Phantom ({kind}) in {phantom.make_phantom(str(output), kind, seed)}")
+
+
+def corrupt(dataset_dir: str, output: str, **options: Any) -> None:
+    """Write a copy of a data set with simulated label noise, and what was done in its JSON.
+
+    Args:
+        dataset_dir: folder of the data set.
+        output: folder to make; never overwritten.
+        **options: ``--kind noise``, ``--fraction 0.9`` (share of the training cases), ``--radius 3 15`` (voxels),
+            ``--seed 0``, ``--datalist dataset.json``.
+    """
+    print(f"Corrupted data set in {corrupt_data(str(dataset_dir), output=str(output), **options)}")
+
+
+def convert(kind: str, source: str, output: str, **options: Any) -> None:
+    """Convert a published data set to the data contract.
+
+    Args:
+        kind: la2018, la_h5, pancreas, decathlon or nnunet.
+        source: folder as it was downloaded.
+        output: folder to make; never overwritten.
+        **options: options of the converter.
+    """
+    from .converters import CONVERTERS  # the readers of other formats are optional for everything else
+
+    if kind not in CONVERTERS:
+        raise DataError([Fault("convert", f"unknown kind {kind!r}", f"use one of {', '.join(CONVERTERS)}")])
+    folder = CONVERTERS[kind](str(source), str(output), **options)
+    print(f"Converted data set in {folder}. Next: python -m common.data check {folder}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; faults are printed in plain words and give exit status 1."""
+    commands = {"check": check, "split": split, "phantom": make, "corrupt": corrupt, "convert": convert}
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        fire.Fire(commands, command=join_pairs(given), name="python -m common.data")
+    except (DataError, OSError) as error:  # OSError: a full disk, a folder that may not be written to
+        print(error, file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Reading the JSON of a data set: labels, sections and records, with every fault of form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .faults import Fault
+
+SECTIONS = ("training", "validation", "test")
+QUALITIES = ("clean", "noisy")
+#: keys that hold a path or a list of paths, and which of both they may hold
+PATH_KEYS = {"image": (str, list), "label": (str,), "labels": (list,), "scribble": (str,), "reference": (str,)}
+KNOWN_KEYS = {*PATH_KEYS, "label_quality", "group", "patient"}
+
+
+def normalise_labels(labels: Any, where: str, faults: list[Fault]) -> dict[int, str]:
+    """Bring the label names to one form.
+
+    Args:
+        labels: mapping of value to name (decathlon), of name to value (nnU-Net), or a list of names.
+        where: name of the JSON, for messages.
+        faults: faults are appended here.
+
+    Returns:
+        name of each label value; empty if there is a fault.
+    """
+    example = '"labels": {"0": "background", "1": "atrium"}'
+    if not isinstance(labels, dict | list) or not labels:
+        what = "`labels` is missing" if labels is None else f"`labels` is {labels!r}, which names no structure"
+        faults.append(Fault(where, what, f"write {example}"))
+        return {}
+    if isinstance(labels, list):
+        pairs = list(enumerate(labels))
+    elif all(isinstance(value, int) and not isinstance(value, bool) for value in labels.values()):
+        pairs = [(value, name) for name, value in labels.items()]
+    elif any(isinstance(value, list) for value in labels.values()):
+        what = "`labels` gives lists of values (regions of nnU-Net), which are not supported"
+        faults.append(Fault(where, what, f"give each structure one value: {example}"))
+        return {}
+    else:
+        try:
+            pairs = [(int(value), name) for value, name in labels.items()]
+        except ValueError:
+            what = f"`labels` has keys that are no whole numbers: {', '.join(map(repr, labels))}"
+            faults.append(Fault(where, what, f"write {example}"))
+            return {}
+    values = sorted(value for value, _ in pairs)
+    if values != list(range(len(values))):
+        what = f"label values are {values}, they must count 0, 1, 2, ... without gap or repetition (0: background)"
+        faults.append(Fault(where, what, "renumber the values in the JSON and in the label files"))
+        return {}
+    return {value: str(name) for value, name in sorted(pairs)}
+
+
+def parse_sections(
+    content: dict[str, Any], root: Path, faults: list[Fault], notes: list[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """Read the records of all sections.
+
+    Args:
+        content: the JSON.
+        root: folder that relative paths start from.
+        faults: faults are appended here.
+        notes: what is worth knowing is appended here.
+
+    Returns:
+        records by section: absolute path strings, ``group`` and ``label_quality`` filled in.
+    """
+    sections: dict[str, list[dict[str, Any]]] = {}
+    unknown: dict[str, int] = {}
+    for section in SECTIONS:
+        if section not in content:
+            continue
+        sections[section] = []
+        listed = content[section]
+        if not isinstance(listed, list):
+            what = f"is a {type(listed).__name__} where a list of records is expected"
+            faults.append(Fault(section, what, f'write "{section}": [{{"image": ...}}, ...]'))
+            continue
+        if not listed:
+            faults.append(Fault(section, "the section is empty", "add records or remove the section"))
+        for index, raw in enumerate(listed):
+            record = _parse_record(raw, f"{section}[{index}]", root, faults)
+            if record is not None:
+                sections[section].append(record)
+                for key in set(record) - KNOWN_KEYS:
+                    unknown[key] = unknown.get(key, 0) + 1
+    if not any(section in content for section in SECTIONS):
+        what = "has no section of records"
+        faults.append(Fault("dataset", what, f"add one of {', '.join(SECTIONS)}: a list of records"))
+    for key, count in sorted(unknown.items()):
+        notes.append(f"records have a key `{key}` that the data contract does not know ({count} records): it is kept")
+    return sections
+
+
+def _parse_record(raw: Any, where: str, root: Path, faults: list[Fault]) -> dict[str, Any] | None:
+    """One record with absolute paths; None if it cannot be used at all."""
+    if not isinstance(raw, dict):
+        what = f"is {raw!r} where a record is expected"
+        faults.append(Fault(where, what, 'write {"image": "images/a.nii.gz", "label": "labels/a.nii.gz"}'))
+        return None
+    if "image" not in raw:
+        faults.append(Fault(where, "has no `image`", "give the path of the image, or remove the record"))
+        return None
+    record = dict(raw)
+    for key in PATH_KEYS:
+        if key in record and not _resolve(record, key, where, root, faults):
+            if key == "image":
+                return None
+            del record[key]
+    if "label" in record:
+        quality = record.setdefault("label_quality", "clean")
+        if quality not in QUALITIES:
+            faults.append(Fault(f"{where}/label_quality", f"is {quality!r}", f"use one of {', '.join(QUALITIES)}"))
+            record["label_quality"] = "clean"
+    elif "label_quality" in record:
+        what = "is given, but the record has no `label`"
+        faults.append(Fault(f"{where}/label_quality", what, "add the label or remove label_quality"))
+    _fill_group(record, where, faults)
+    return record
+
+
+def _resolve(record: dict[str, Any], key: str, where: str, root: Path, faults: list[Fault]) -> bool:
+    """Make the paths of one key absolute; False (and a fault) if they are of the wrong type."""
+    value, allowed = record[key], PATH_KEYS[key]
+    paths = value if isinstance(value, list) else [value]
+    right = isinstance(value, allowed) and paths and all(isinstance(path, str) and path for path in paths)
+    if not right:
+        kinds = " or ".join("a path" if kind is str else "a list of paths" for kind in allowed)
+        faults.append(Fault(f"{where}/{key}", f"is {value!r} where {kinds} is expected", f"write {kinds}"))
+        return False
+    absolute = [str(root / path) for path in paths]
+    record[key] = absolute if isinstance(value, list) else absolute[0]
+    return True
+
+
+def _fill_group(record: dict[str, Any], where: str, faults: list[Fault]) -> None:
+    """``group`` from ``group``, ``patient`` or the image path, as a string."""
+    image = record["image"]
+    group = record.get("group", record.get("patient", image[0] if isinstance(image, list) else image))
+    if not isinstance(group, str | int) or isinstance(group, bool):
+        what = f"is {group!r} where a name or a number is expected"
+        faults.append(Fault(f"{where}/group", what, "give the patient's or subject's name"))
+    record["group"] = str(group)

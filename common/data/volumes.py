@@ -1,0 +1,182 @@
+"""Reading one NIfTI file with all that can be wrong with it: header first, then voxel values."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+ENDINGS = (".nii", ".nii.gz")
+_UNREADABLE = (nib.filebasedimages.ImageFileError, gzip.BadGzipFile, zlib.error, EOFError, OSError, ValueError)
+
+#: reports a fault of a file: what is wrong, and the fix
+Report = Callable[[str, str], None]
+
+
+@dataclass(frozen=True)
+class Header:
+    """Geometry of one file.
+
+    Attributes:
+        shape: spatial shape in voxels, 2 or 3 numbers.
+        channels: length of the fourth axis, 1 without one.
+        affine: (4, 4), voxel to mm.
+        image: the opened file, its voxels not read yet.
+    """
+
+    shape: tuple[int, ...]
+    channels: int
+    affine: np.ndarray
+    image: Any
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Voxel size in mm along each spatial axis."""
+        return tuple(float(size) for size in np.linalg.norm(self.affine[:3, : len(self.shape)], axis=0))
+
+
+def read_header(path: str, report: Report) -> Header | None:
+    """Open a file and check its geometry; voxels are not read.
+
+    Args:
+        path: the file.
+        report: called with each fault.
+
+    Returns:
+        the geometry, None if the file cannot be used.
+    """
+    if not Path(path).is_file():
+        report("there is no such file", "correct the path in the JSON, or remove the record")
+        return None
+    if not path.endswith(ENDINGS):
+        report("is not a NIfTI file (.nii or .nii.gz)", "convert it, see `python -m common.data convert`")
+        return None
+    try:
+        image: Any = nib.load(path)
+        with nib.openers.ImageOpener(path) as stream:
+            # nibabel mends a spacing of zero or less when it loads; the raw header shows what stands in the file
+            raw = type(image.header).from_fileobj(stream, check=False)
+    except _UNREADABLE as error:
+        report(f"cannot be read as NIfTI ({_short(error)})", "export or download it again")
+        return None
+    shape = tuple(int(size) for size in image.shape)
+    affine = np.asarray(image.affine, dtype=np.float64)
+    if not 2 <= len(shape) <= 4 or 0 in shape:
+        report(f"has shape {shape}, which is neither 2D, 3D nor 3D with channels", "store one 2D or 3D image a file")
+        return None
+    spatial = shape[:3]
+    steps = np.asarray(raw["pixdim"][1 : len(spatial) + 1], dtype=np.float64)
+    if not np.all(np.isfinite(steps)) or np.any(steps <= 0):
+        report(f"has voxel spacing {_numbers(steps)} mm, it must be above zero", "correct pixdim in the file's header")
+    elif not np.all(np.isfinite(affine)) or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        report("has an affine that maps voxels to no volume", "correct qform and sform in the file's header")
+        return None
+    return Header(spatial, shape[3] if len(shape) == 4 else 1, affine, image)
+
+
+def read_voxels(header: Header, report: Report) -> np.ndarray | None:
+    """Read all voxels of a file.
+
+    Args:
+        header: from :func:`read_header`.
+        report: called with each fault.
+
+    Returns:
+        the stored array, None if it cannot be read or does not hold real numbers.
+    """
+    try:
+        voxels = np.asanyarray(header.image.dataobj)
+    except (*_UNREADABLE, MemoryError) as error:
+        report(f"is truncated or damaged: its voxels cannot be read ({_short(error)})", "export or download it again")
+        return None
+    if voxels.dtype.fields is not None or not np.issubdtype(voxels.dtype, np.number) or np.iscomplexobj(voxels):
+        what = f"stores {voxels.dtype} (colour or complex) where plain numbers are expected"
+        report(what, "store one number a voxel")
+        return None
+    return voxels
+
+
+def check_image(voxels: np.ndarray, report: Report) -> None:
+    """Report NaN, infinite or constant intensities.
+
+    Args:
+        voxels: the stored array, channels last if it has four axes.
+        report: called with each fault.
+    """
+    wrong = int(voxels.size - np.count_nonzero(np.isfinite(voxels)))
+    if wrong:
+        report(f"has {wrong} voxels that are NaN or infinite", "replace them, for example by the background's value")
+        return
+    for channel, part in enumerate(np.moveaxis(voxels, 3, 0) if voxels.ndim == 4 else voxels[None]):
+        if part.min() == part.max():
+            place = f" in channel {channel}" if voxels.ndim == 4 else ""
+            report(f"has the same value {part.flat[0]:g} everywhere{place}", "export the image again, it shows nothing")
+
+
+def count_values(voxels: np.ndarray, report: Report) -> dict[int, int] | None:
+    """Number of voxels of each value of a label map.
+
+    Args:
+        voxels: the stored array.
+        report: called with each fault.
+
+    Returns:
+        count by value, None if there are values that are not whole numbers.
+    """
+    if not np.all(np.isfinite(voxels)):
+        report("has label values that are NaN or infinite", "store whole numbers")
+        return None
+    if not np.issubdtype(voxels.dtype, np.integer) and np.any(voxels != np.rint(voxels)):
+        example = float(voxels[voxels != np.rint(voxels)].flat[0])
+        what = f"has label values that are not whole numbers, such as {example:.4g}"
+        report(what, "resample labels with nearest neighbour, and store a label map and no probabilities")
+        return None
+    low, high = int(voxels.min()), int(voxels.max())
+    if low >= 0 and high < 65536:  # counting is many times faster than sorting
+        counts = np.bincount(voxels.astype(np.int64).ravel())
+        return {value: int(counts[value]) for value in np.flatnonzero(counts).tolist()}
+    values, numbers = np.unique(voxels, return_counts=True)
+    return {int(value): int(number) for value, number in zip(values, numbers, strict=True)}
+
+
+def compare_geometry(header: Header, image: Header, of: str, report: Report) -> None:
+    """Report a shape or a position in space that differs from the image's.
+
+    Args:
+        header: of the label, or of a further channel.
+        image: of the image.
+        of: what ``image`` is called in the message.
+        report: called with each fault.
+    """
+    if header.shape != image.shape:
+        what = f"has shape {_times(header.shape)}, {of} has {_times(image.shape)} (voxels)"
+        report(what, "resample it to the image's grid, or correct the pairing in the JSON")
+        return
+    corner = np.array([*(size - 1 for size in image.shape), *[0] * (3 - len(image.shape)), 1.0])
+    ends = np.stack([[0.0, 0.0, 0.0, 1.0], corner])
+    apart = float(np.abs((ends @ header.affine.T - ends @ image.affine.T)[:, :3]).max())
+    apart = max(apart, float(np.abs(header.affine[:3, :3] - image.affine[:3, :3]).max()))
+    # rounding in headers is common, so a tenth of a voxel is let pass
+    if apart > 0.1 * min(image.spacing):
+        what = f"lies elsewhere in space than {of}: their affines place the same voxel up to {apart:.3g} mm apart"
+        report(what, "copy the image's affine if only the header is wrong, else resample it to the image's grid")
+
+
+def _short(error: BaseException) -> str:
+    """First line of an error; nibabel ends some with the name of a file object that has none."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0].strip()
+    return line[:120].removesuffix(" from")
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _numbers(values: np.ndarray) -> str:
+    return " x ".join(f"{value:g}" for value in values)

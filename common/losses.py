@@ -1,0 +1,34 @@
+"""Losses that at least two bundles use."""
+
+from __future__ import annotations
+
+import torch
+from monai.losses import DiceLoss
+from torch.nn import functional
+
+_DICE = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, reduction="none")
+
+
+def segmentation_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Half cross entropy, half soft Dice, one value per sample.
+
+    Source: Eq. 2 of Qian et al., Adaptive Label Correction, arXiv 2503.12218. Dice is the mean over the foreground
+    classes, as is customary; cross entropy counts every class.
+
+    Args:
+        logits: (B, C, H, W[, D]), before the softmax, C >= 2.
+        target: (B, 1, H, W[, D]), class numbers 0 to C - 1, of any number type.
+
+    Returns:
+        (B,), each at least 0, in float32.
+
+    Example:
+        >>> logits = torch.tensor([[[[20.0, -20.0]], [[-20.0, 20.0]]]])
+        >>> segmentation_loss(logits, torch.tensor([[[[0, 1]]]])).round(decimals=4)
+        tensor([0.])
+    """
+    logits = logits.float()
+    classes = target.long()
+    cross_entropy = functional.cross_entropy(logits, classes[:, 0], reduction="none").flatten(1).mean(1)
+    dice = _DICE(logits, classes).flatten(1).mean(1)
+    return 0.5 * (cross_entropy + dice)

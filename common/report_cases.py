@@ -1,0 +1,179 @@
+"""Reading a case's files for a picture: which slice to show, how it is turned, how far to zoom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+__all__ = ["CasePicture", "draw_caption", "draw_scale_bar", "load_case", "pick_slice"]
+
+_VIEWS = ("sagittal", "coronal", "axial")
+_BAR_LENGTHS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+
+
+@dataclass
+class CasePicture:
+    """One slice of a case, ready to draw: rows from top to bottom, columns from left to right.
+
+    Attributes:
+        image: (rows, columns), the first channel.
+        label: integer label map of the same shape, or None.
+        prediction: likewise.
+        uncertainty: non-negative map of the same shape, or None.
+        spacing: row and column spacing in mm.
+        window: intensities shown black and white, the 1st and 99th percentile of the volume.
+        where: which slice this is, in words.
+        problems: what was left out because it does not fit the image, in words.
+    """
+
+    image: NDArray[Any]
+    label: NDArray[Any] | None
+    prediction: NDArray[Any] | None
+    uncertainty: NDArray[Any] | None
+    spacing: tuple[float, float]
+    window: tuple[float, float]
+    where: str
+    problems: list[str] = field(default_factory=list)
+
+
+def _read_volume(path: Path) -> tuple[NDArray[np.float32], tuple[float, ...]]:
+    """A NIfTI file's first channel in the orientation nearest to RAS, (X, Y, Z), and its spacing in mm."""
+    file: Any = nib.load(path)
+    if len(file.shape) == 2:
+        file = nib.Nifti1Image(np.asanyarray(file.dataobj)[..., None], file.affine)
+    file = nib.as_closest_canonical(file)
+    data = np.asarray(file.dataobj, dtype=np.float32)
+    return data.reshape(*data.shape[:3], -1)[..., 0], tuple(float(s) for s in file.header.get_zooms()[:3])
+
+
+def _slice_axis(shape: Sequence[int], spacing: Sequence[float]) -> int:
+    """The axis to cut across: a flat one, else that of the thickest slices, else axial."""
+    if 1 in shape:
+        return list(shape).index(1)
+    return 2 if spacing[2] >= 0.95 * max(spacing) else int(np.argmax(spacing))
+
+
+def pick_slice(label: NDArray[Any] | None, prediction: NDArray[Any] | None, axis: int, length: int) -> int:
+    """The slice that shows most: reference structures and disagreement, weighted alike.
+
+    Each structure's area per slice is divided by its largest, so that small structures count as much as large ones,
+    and averaged over structures; the number of voxels that differ, divided by its largest, is added.
+
+    Args:
+        label: reference label map (X, Y, Z), or None.
+        prediction: predicted label map, or None; stands in for a reference that is absent or empty.
+        axis: axis to cut across.
+        length: number of slices.
+
+    Returns:
+        index of the slice; the middle one when there is nothing to see.
+    """
+    others = tuple(a for a in range(3) if a != axis)
+    score = np.zeros(length)
+    shown = label if label is not None and label.any() else prediction
+    if shown is not None and shown.any():
+        areas = [(shown == value).sum(axis=others) for value in np.unique(shown) if value != 0]
+        score += np.mean([area / area.max() for area in areas], axis=0)
+    if label is not None and prediction is not None and (label != prediction).any():
+        different = (label != prediction).sum(axis=others)
+        score += different / different.max()
+    return int(score.argmax()) if score.any() else length // 2
+
+
+def _zoom(
+    masks: Sequence[NDArray[Any] | None], shape: tuple[int, int], spacing: tuple[float, float]
+) -> tuple[slice, slice]:
+    """A window around the structures, about square in mm, with as much around them as they take themselves."""
+    there = np.zeros(shape, dtype=bool)
+    for mask in masks:
+        there |= False if mask is None else mask != 0
+    if not there.any():
+        return slice(0, shape[0]), slice(0, shape[1])
+    extents = [(int(index.min()), int(index.max()) + 1) for index in np.nonzero(there)]
+    structures = max((high - low) * size for (low, high), size in zip(extents, spacing, strict=True))
+    whole = max(length * size for length, size in zip(shape, spacing, strict=True))
+    side = max(1.8 * structures, 0.35 * whole)
+    # square if the structures leave room for it: pictures side by side are then of one size
+    side = min(side, max(1.1 * structures, min(length * size for length, size in zip(shape, spacing, strict=True))))
+    window = []
+    for (low, high), length, size in zip(extents, shape, spacing, strict=True):
+        count = min(length, int(np.ceil(side / size)))
+        start = int(np.clip((low + high - count) // 2, 0, length - count))
+        window.append(slice(start, start + count))
+    return window[0], window[1]
+
+
+def load_case(predictions_dir: Path, case: str) -> CasePicture | None:
+    """Read a case's pictures, ``<case>/<case>_{image,label,pred,uncertainty}.nii.gz``, and cut the slice to show.
+
+    The slice is across the axis of the thickest slices (axial when equal), where :func:`pick_slice` says, turned as
+    radiologists look at it (patient's right on the left, front or head on top, as the file's affine states) and
+    zoomed to the structures.
+
+    Args:
+        predictions_dir: folder of the cases' folders.
+        case: its name.
+
+    Returns:
+        the slice, or None when there is no image.
+    """
+    stem = predictions_dir / case / case
+    if not Path(f"{stem}_image.nii.gz").is_file():
+        return None
+    image, spacing = _read_volume(Path(f"{stem}_image.nii.gz"))
+    found: dict[str, NDArray[np.float32] | None] = {}
+    problems = []
+    for kind in ("label", "pred", "uncertainty"):
+        path = Path(f"{stem}_{kind}.nii.gz")
+        found[kind] = _read_volume(path)[0] if path.is_file() else None
+        volume = found[kind]
+        if volume is not None and volume.shape != image.shape:
+            problems.append(f"{kind} has another shape")
+            found[kind] = None
+    axis = _slice_axis(image.shape, spacing)
+    index = pick_slice(found["label"], found["pred"], axis, image.shape[axis])
+    across, down = (a for a in range(3) if a != axis)
+
+    def cut(volume: NDArray[Any] | None) -> NDArray[Any] | None:
+        return None if volume is None else np.take(volume, index, axis=axis).T[::-1, ::-1]
+
+    planes = {kind: cut(volume) for kind, volume in found.items()}
+    plane = np.take(image, index, axis=axis).T[::-1, ::-1]
+    pixel = (spacing[down], spacing[across])
+    zoom = _zoom((planes["label"], planes["pred"]), (plane.shape[0], plane.shape[1]), pixel)
+    label, prediction, uncertainty = (None if p is None else p[zoom] for p in planes.values())
+    return CasePicture(
+        image=plane[zoom],
+        label=None if label is None else label.astype(np.int64),
+        prediction=None if prediction is None else prediction.astype(np.int64),
+        uncertainty=uncertainty,
+        spacing=pixel,
+        window=(float(np.percentile(image, 1)), float(np.percentile(image, 99))),
+        where=f"{_VIEWS[axis]} slice {index + 1} of {image.shape[axis]}",
+        problems=problems,
+    )
+
+
+def draw_caption(ax: Axes, text: str) -> None:
+    """What a picture shows, small in its upper left corner."""
+    label = ax.text(0.03, 0.97, text, transform=ax.transAxes, color="white", ha="left", va="top", fontsize=6)
+    label.set_path_effects([patheffects.withStroke(linewidth=1.5, foreground="black")])
+
+
+def draw_scale_bar(ax: Axes, picture: CasePicture) -> None:
+    """A bar of round length in mm in the lower left corner."""
+    width = picture.image.shape[1] * picture.spacing[1]
+    length = max((bar for bar in _BAR_LENGTHS if bar <= 0.3 * width), default=1)
+    ends = (0.05, 0.05 + length / width)
+    line = ax.plot(ends, (0.05, 0.05), color="white", linewidth=1.6, transform=ax.transAxes, solid_capstyle="butt")[0]
+    line.set_path_effects([patheffects.withStroke(linewidth=2.8, foreground="black")])
+    text = ax.text(sum(ends) / 2, 0.07, f"{length} mm", transform=ax.transAxes, color="white", ha="center", fontsize=6)
+    text.set_path_effects([patheffects.withStroke(linewidth=1.5, foreground="black")])

@@ -1,0 +1,96 @@
+"""Weights and runs on disk: nothing that a run leaves is overwritten in silence."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+RESUME_FILE = "last.pt"
+logger = logging.getLogger(__name__)
+
+
+def is_first_rank() -> bool:
+    """Whether this process is the one that writes files."""
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+
+
+def start_run(ckpt_dir: str | os.PathLike[str], output_dir: str | os.PathLike[str], resume: bool = False) -> None:
+    """Make the folders of a run ready, before anything is written to them.
+
+    A new run sets aside what an earlier one left: copies of its weights go to ``ckpt_dir/previous/<time>`` (the
+    weights themselves stay until better ones replace them, as a server may be using them) and its logs move along.
+
+    Args:
+        ckpt_dir: folder of the weights.
+        output_dir: folder of logs and results.
+        resume: continue the run in these folders.
+
+    Raises:
+        FileNotFoundError: when there is nothing to resume.
+    """
+    last = Path(ckpt_dir) / RESUME_FILE
+    if resume:
+        if not last.exists():
+            raise FileNotFoundError(f"{last}: nothing to resume. Fix: leave out --resume, or give the run's --ckpt_dir.")
+        return
+    if is_first_rank():
+        _set_aside(Path(ckpt_dir), Path(output_dir))
+
+
+def _set_aside(ckpt_dir: Path, output_dir: Path) -> None:
+    weights = [path for path in sorted(ckpt_dir.glob("*.pt")) if path.is_file()]
+    logs = [*sorted(output_dir.glob("events.out.tfevents.*")), *sorted(output_dir.glob("history.csv"))]
+    if not weights and not logs:
+        return
+    newest = max(path.stat().st_mtime for path in [*weights, *logs])
+    previous = ckpt_dir / "previous" / datetime.fromtimestamp(newest).strftime("%Y-%m-%d_%H-%M-%S_%f")
+    previous.mkdir(parents=True, exist_ok=True)
+    for path in weights:
+        shutil.copy2(path, previous / path.name)
+    (ckpt_dir / RESUME_FILE).unlink(missing_ok=True)
+    for path in logs:
+        shutil.move(path, previous / path.name)
+    logger.warning(f"An earlier run's weights and logs are kept in {previous}; --resume true would have continued it.")
+
+
+def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
+    """Load trained weights into a network.
+
+    Args:
+        network: the network they were trained in.
+        path: a state dict, or one under the key ``model`` or ``network``.
+
+    Returns:
+        the network.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when the weights are of another network; the message names what differs.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path}: no trained weights here. Fix: train first, or give the run's --ckpt_dir.")
+    state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    for key in ("model", "network"):
+        if key in state and isinstance(state[key], dict):
+            state = state[key]
+    expected = network.state_dict()
+    differing = [
+        f"{name}: {tuple(state[name].shape)} in the file, {tuple(value.shape)} in the network"
+        for name, value in expected.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    strange = sorted(set(expected) ^ set(state))
+    if differing or strange:
+        raise ValueError(
+            f"{path}: these weights are of another network ({'; '.join([*differing, *strange][:3])}). "
+            "Fix: give the --num_classes and --in_channels of the training."
+        )
+    network.load_state_dict(state)
+    return network

@@ -1,0 +1,91 @@
+"""What the tests of all bundles share: which bundles there are, a tiny data set for each and how to run one.
+
+Bundles are discovered: a new folder ``bundles/<name>`` is tested as soon as it has ``configs/metadata.json``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import pytest
+from monai.bundle import ConfigParser
+
+from common.data import make_phantom
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLES = sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/metadata.json"))
+CASES = {"training": 6, "validation": 1, "test": 1}
+SHAPE = (24, 24, 16)  # voxels
+
+
+class Bundle:
+    """One bundle of the repository and a folder of its own for all that it writes.
+
+    Args:
+        name: name of the bundle.
+        folder: empty folder.
+    """
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self.root = ROOT / "bundles" / name
+        self.configs = self.root / "configs"
+        self.folder = folder
+        self.train = ConfigParser.load_config_file(self.configs / "train.yaml")
+        self.dataset = make_phantom(
+            folder / "data", kind=self.train["data"]["phantom"], shape=SHAPE, cases=CASES, noise_radius=(1.0, 1.5)
+        )
+
+    def files(self, *names: str) -> list[str]:
+        """Config files as they are typed at the root of the repository."""
+        return [f"bundles/{self.name}/configs/{name}.yaml" for name in names]
+
+    def tiny(self, *names: str, **overrides: Any) -> dict[str, Any]:
+        """Overrides that make a run of these configs take seconds; only keys that the configs have."""
+        config = ConfigParser.load_config_files([ROOT / file for file in self.files(*names)])
+        values = {
+            "dataset_dir": str(self.dataset),
+            "datalist": "dataset.json",
+            "ckpt_dir": str(self.folder / "models"),
+            "output_dir": str(self.folder / "eval"),
+            "num_classes": self.train["num_classes"],
+            "in_channels": self.train["in_channels"],
+            "device": "$torch.device('cpu')",
+            "epoch_length": 1,
+            "val_interval": 1,
+            "num_workers": 0,
+        }
+        if "patch_size" in config:
+            values["patch_size"] = [16] * len(config["patch_size"])
+        return {key: value for key, value in values.items() if key in config} | overrides
+
+    def run(self, run_id: str, *names: str, **overrides: Any) -> None:
+        """``python -m monai.bundle run RUN_ID --config_file ...`` in this process."""
+        with self.imported():
+            monai.bundle.run(run_id=run_id, config_file=self.files(*names), logging_file=False, **overrides)
+
+    @contextmanager
+    def imported(self) -> Iterator[None]:
+        """The bundle's package ``scripts`` can be imported inside; it is forgotten after, for the next bundle's."""
+        path, folder = list(sys.path), Path.cwd()
+        sys.path.insert(0, str(self.root))
+        patch = pytest.MonkeyPatch()
+        patch.chdir(ROOT)
+        try:
+            yield
+        finally:
+            patch.chdir(folder)
+            patch.undo()
+            sys.path[:] = path
+            for module in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
+                del sys.modules[module]
+
+
+@pytest.fixture(scope="session", params=BUNDLES)
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return Bundle(request.param, tmp_path_factory.mktemp(request.param))

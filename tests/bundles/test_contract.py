@@ -1,0 +1,193 @@
+"""What every bundle does at the front door: train, evaluate, infer, audit, and MONAI's own verifications.
+
+Each bundle is trained once, through the command line as it is typed; what follows uses those weights.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import monai.bundle
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigWorkflow
+from monai.bundle.scripts import _get_fake_spatial_shape
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMA = ROOT / "tests" / "data_schema" / "meta_schema_20240725.json"
+NOT_TRAINING = ("train", "evaluate", "inference", "audit", "multi_gpu_train")
+VARIANTS = sorted(
+    (path.parents[1].name, path.stem) for path in ROOT.glob("bundles/*/configs/*.yaml") if path.stem not in NOT_TRAINING
+)
+
+
+@pytest.fixture(scope="session")
+def trained(bundle: Any) -> Any:
+    """The bundle after one step of training from the command line."""
+    overrides = bundle.tiny("train") | {"train#trainer#max_epochs": 1}
+    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", *bundle.files("train")]
+    for key, value in overrides.items():
+        command += [f"--{key}", str(value)]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    return bundle
+
+
+def network_of(bundle: Any, weights: Path) -> torch.nn.Module:
+    """The network of inference.yaml with these weights, ready to predict."""
+    with bundle.imported():
+        parser = monai.bundle.ConfigParser(monai.bundle.ConfigParser.load_config_files(bundle.files("inference")))
+        network = parser.get_parsed_content("network_def")
+    network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    return network.eval()
+
+
+def fake_image(bundle: Any) -> torch.Tensor:
+    """A random image of a size that the metadata allows: (1, channels, *spatial)."""
+    metadata = json.loads((bundle.configs / "metadata.json").read_text())
+    image = metadata["network_data_format"]["inputs"]["image"]
+    shape = (1, image["num_channels"], *_get_fake_spatial_shape(image["spatial_shape"], n=2))
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_training_leaves_weights_and_history(trained: Any) -> None:
+    network_of(trained, trained.folder / "models" / "model.pt")
+    with (trained.folder / "eval" / "history.csv").open() as file:
+        history = list(csv.DictReader(file))
+    names = {row["name"] for row in history}
+    assert any(name.startswith("loss/") for name in names) and any(name.startswith("validation/") for name in names)
+    assert all(math.isfinite(float(row["value"])) for row in history)
+    assert list((trained.folder / "eval").glob("events.out.tfevents.*")), "no TensorBoard log"
+
+
+def test_run_trains_the_same_weights(trained: Any, tmp_path: Path) -> None:
+    folders = {"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")}
+    trained.run("run", "train", **trained.tiny("train", **folders), **{"train#trainer#max_epochs": 1})
+    first = torch.load(trained.folder / "models" / "model.pt", weights_only=True)
+    second = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    torch.testing.assert_close(first, second)
+    shutil.rmtree(tmp_path)  # a hundred megabytes
+
+
+@pytest.mark.parametrize("run_id", ["evaluating", "run"])
+def test_evaluation_writes_results(trained: Any, run_id: str, tmp_path: Path) -> None:
+    files = ("train", "evaluate")
+    trained.run(run_id, *files, **trained.tiny(*files, output_dir=str(tmp_path)))
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    structures = set(json.loads((trained.dataset / "dataset.json").read_text())["labels"].values()) - {"background"}
+    assert {row["structure"] for row in rows} == structures
+    assert all(0.0 <= float(row["dice"]) <= 1.0 for row in rows)
+    assert (tmp_path / "summary.txt").read_text().strip()
+    assert (tmp_path / "reliability.csv").is_file()
+    assert list(tmp_path.rglob("*_pred.nii.gz")) and list(tmp_path.rglob("*_uncertainty.nii.gz"))
+
+
+@pytest.mark.parametrize("run_id", ["inferring", "run"])
+def test_inference_answers_in_the_images_own_space(trained: Any, run_id: str, tmp_path: Path) -> None:
+    """A slanted image of odd size comes back as a label map of that size and place."""
+    affine = np.array([[0.0, -1.2, 0.0, 5.0], [1.0, 0.0, 0.1, -7.0], [0.0, 0.0, 1.4, 3.0], [0.0, 0.0, 0.0, 1.0]])
+    shape = (27, 23, 18) if trained.train["in_channels"] == 1 else (27, 23, 18, trained.train["in_channels"])
+    image = nib.Nifti1Image(np.random.default_rng(0).normal(100.0, 20.0, shape).astype(np.float32), affine)
+    source = tmp_path / "images" / "somebody.nii.gz"
+    source.parent.mkdir()
+    nib.save(image, source)
+    overrides = trained.tiny("inference", dataset_dir=str(source.parent), output_dir=str(tmp_path / "out"))
+    del overrides["datalist"]
+    trained.run(run_id, "inference", **overrides)
+    prediction = nib.Nifti1Image.from_filename(next((tmp_path / "out").rglob("somebody*_pred.nii.gz")))
+    uncertainty = nib.Nifti1Image.from_filename(next((tmp_path / "out").rglob("somebody*_uncertainty.nii.gz")))
+    for volume in (prediction, uncertainty):
+        assert volume.shape == shape[:3]
+        np.testing.assert_allclose(volume.affine, affine, atol=1e-4)
+    labels = np.asarray(prediction.dataobj)
+    assert set(np.unique(labels)) <= set(range(trained.train["num_classes"]))
+    certain = np.asarray(uncertainty.dataobj)
+    assert certain.min() >= 0.0 and certain.max() <= 1.0
+
+
+@pytest.mark.parametrize("run_id", ["auditing", "run"])
+def test_audit_ranks_the_cases(trained: Any, run_id: str, tmp_path: Path) -> None:
+    if not (trained.configs / "audit.yaml").exists():
+        pytest.skip("this bundle audits no labels")
+    files = ("train", "audit")
+    trained.run(run_id, *files, **trained.tiny(*files, output_dir=str(tmp_path)))
+    assert list(tmp_path.rglob("*.csv")) and list(tmp_path.rglob("*.png")) and list(tmp_path.rglob("*.nii.gz"))
+
+
+@pytest.mark.parametrize(("config", "kind"), [("train", "train"), ("inference", "infer")])
+def test_check_properties(trained: Any, config: str, kind: str, tmp_path: Path) -> None:
+    folders = {"output_dir": str(tmp_path)} | ({"ckpt_dir": str(tmp_path)} if kind == "train" else {})
+    with trained.imported():
+        workflow = ConfigWorkflow(
+            config_file=trained.files(config),
+            workflow_type=kind,
+            logging_file=False,
+            **trained.tiny(config, **folders),
+        )
+        workflow.initialize()
+        assert workflow.check_properties() == []
+
+
+def test_verify_metadata(bundle: Any) -> None:
+    monai.bundle.verify_metadata(meta_file=str(bundle.configs / "metadata.json"), filepath=str(SCHEMA))
+
+
+@pytest.mark.parametrize("config", ["train", "inference"])
+def test_verify_net_in_out(bundle: Any, config: str) -> None:
+    with bundle.imported():
+        monai.bundle.verify_net_in_out(
+            net_id="network_def",
+            meta_file=str(bundle.configs / "metadata.json"),
+            config_file=bundle.files(config),
+            device="cpu",
+            n=2,
+        )
+
+
+def test_network_takes_dropout(bundle: Any) -> None:
+    """MONAI Label's epistemic scoring gives ``network_def`` such an argument."""
+    with bundle.imported():
+        parser = monai.bundle.ConfigParser(monai.bundle.ConfigParser.load_config_files(bundle.files("inference")))
+        parser["network_def::dropout"] = 0.2
+        network = parser.get_parsed_content("network_def")
+    dropouts = [module for module in network.modules() if isinstance(module, torch.nn.modules.dropout._DropoutNd)]
+    assert dropouts and all(module.p == 0.2 for module in dropouts)
+
+
+def test_ckpt_export_gives_the_same_logits(trained: Any, tmp_path: Path) -> None:
+    weights, script = trained.folder / "models" / "model.pt", tmp_path / "model.ts"
+    with trained.imported():
+        monai.bundle.ckpt_export(
+            net_id="network_def",
+            filepath=str(script),
+            ckpt_file=str(weights),
+            meta_file=str(trained.configs / "metadata.json"),
+            config_file=trained.files("inference"),
+        )
+    image = fake_image(trained)
+    with torch.no_grad():
+        expected = network_of(trained, weights)(image)
+        torch.testing.assert_close(torch.jit.load(str(script)).eval()(image), expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "variant"), VARIANTS)
+def test_variants_train(bundle: Any, name: str, variant: str, tmp_path: Path) -> None:
+    """Data sets' and ablations' overlays take a step, on the phantom."""
+    if bundle.name != name:
+        pytest.skip("another bundle's")
+    folders = {"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")}
+    bundle.run("training", "train", variant, **bundle.tiny("train", variant, **folders), max_epochs=1)
+    assert (tmp_path / "models" / "model.pt").is_file()
+    shutil.rmtree(tmp_path / "models")

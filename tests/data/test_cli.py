@@ -1,0 +1,167 @@
+"""The commands of ``python -m common.data``."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from common.data import make_phantom, open_data
+from common.data.__main__ import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def phantom(tmp_path: Path) -> Path:
+    cases = {"training": 6, "validation": 1, "test": 1}
+    return make_phantom(tmp_path / "phantom", "noisy", cases=cases, shape=(20, 20, 14))
+
+
+def bundle(root: Path, name: str, needs: str) -> None:
+    (root / name / "configs").mkdir(parents=True)
+    (root / name / "configs" / "train.yaml").write_text(f"data:\n  _target_: common.data.open_data\n  needs: {needs}\n")
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must end with status 1; returns what it printed."""
+    with pytest.raises(SystemExit) as caught:
+        main(list(arguments))
+    assert caught.value.code == 1
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.out + printed.err
+    return printed.out + printed.err
+
+
+def test_check_prints_the_table_and_which_bundles_fit(
+    phantom: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle(tmp_path / "bundles", "one", "[clean, noisy, validation]")
+    bundle(tmp_path / "bundles", "two", "[scribble]")
+    main(["check", str(phantom), "--bundles", str(tmp_path / "bundles")])
+    printed = capsys.readouterr().out
+    assert "4 clean, 2 noisy" in printed and "20 x 20 x 14" in printed and "1 x 1 x 1.5" in printed
+    assert "case_000" in printed and "3 cap" in printed
+    assert "Bundle one: fits" in printed
+    assert "Bundle two: does not fit: needs training records with a `scribble`" in printed
+    assert "No faults found in 8 cases." in printed
+
+
+def test_check_table_gives_volumes_in_ml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """500 voxels of 2 x 1 x 1 mm are 1 ml."""
+    label = np.zeros((20, 20, 10), dtype=np.uint8)
+    label[:10, :10, :5] = 1
+    image = np.random.default_rng(0).random(label.shape).astype(np.float32)
+    for name, voxels in (("image", image), ("label", label)):
+        nib.save(nib.Nifti1Image(voxels, np.diag([2.0, 1, 1, 1])), tmp_path / f"{name}.nii.gz")
+    content = {"labels": ["background", "organ"], "test": [{"image": "image.nii.gz", "label": "label.nii.gz"}]}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    main(["check", str(tmp_path)])
+    printed = capsys.readouterr().out.splitlines()
+    assert next(line for line in printed if line.startswith("1 organ")).split()[-3:] == ["1", "1", "1"]
+    assert next(line for line in printed if line.startswith("test     image")).split()[-2:] == ["1", "-"]
+
+
+def test_check_lists_every_fault_and_ends_with_status_1(phantom: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (phantom / "labels" / "case_001.nii.gz").unlink()
+    printed = fails(capsys, "check", str(phantom), "--num_classes", "2")
+    assert "2 faults:" in printed and "1 fault\n" in printed
+    assert "labels/case_001.nii.gz (training/label): there is no such file. Fix: " in printed
+    assert "use --num_classes 2" not in printed and "use --num_classes 4" in printed
+
+
+def test_errors_are_one_message_without_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "there is no such folder" in fails(capsys, "check", str(tmp_path / "nowhere"))
+    assert "unknown kind 'sparse'" in fails(capsys, "phantom", str(tmp_path / "new"), "--kind", "sparse")
+    assert "unknown kind 'dicomrt'" in fails(capsys, "convert", "dicomrt", str(tmp_path), str(tmp_path / "new"))
+
+
+def test_a_place_that_cannot_be_written_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert str(tmp_path / "file") in fails(capsys, "phantom", str(tmp_path / "file" / "phantom"))
+
+
+def write_groups(root: Path, groups: dict[str, int], noisy: tuple[str, ...] = ()) -> None:
+    """A JSON of records by group; split does not open the files."""
+    training = [
+        {
+            "image": f"{group}_{number}.nii.gz",
+            "label": f"{group}_{number}_label.nii.gz",
+            "group": group,
+            **({"label_quality": "noisy"} if group in noisy else {}),
+        }
+        for group, count in groups.items()
+        for number in range(count)
+    ]
+    content = {"labels": {"0": "background", "1": "organ"}, "training": training, "name": "tiny"}
+    (root / "dataset.json").write_text(json.dumps(content))
+
+
+def test_split_keeps_groups_whole_and_validates_on_clean_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_groups(tmp_path, dict.fromkeys("abcdefghij", 3), noisy=("a", "b"))
+    before = (tmp_path / "dataset.json").read_bytes()
+    main(["split", str(tmp_path), "--fraction", "0.25", "--seed", "1"])
+    content = json.loads((tmp_path / "dataset_split.json").read_text())
+    drawn, kept = ({record["group"] for record in content[name]} for name in ("validation", "training"))
+    assert len(drawn) == 2 and len(kept) == 8 and not drawn & kept and not drawn & {"a", "b"}
+    assert len(content["validation"]) == 6 and content["split"]["seed"] == 1
+    assert content["name"] == "tiny" and content["validation"][0]["image"].endswith("_0.nii.gz")  # paths stay relative
+    assert (tmp_path / "dataset.json").read_bytes() == before
+    assert "24 training and 6 validation" in capsys.readouterr().out
+
+
+def test_split_is_seeded(tmp_path: Path) -> None:
+    write_groups(tmp_path, dict.fromkeys("abcdefghijklmnop", 1))
+    drawn = []
+    for name, seed in (("one", 0), ("two", 0), ("three", 1)):
+        main(["split", str(tmp_path), "--seed", str(seed), "--output", f"{name}.json"])
+        drawn.append(json.loads((tmp_path / f"{name}.json").read_text())["validation"])
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_split_refuses(tmp_path: Path, phantom: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_groups(tmp_path, {"a": 1, "b": 1})
+    main(["split", str(tmp_path)])
+    assert "is there already" in fails(capsys, "split", str(tmp_path))
+    assert "number above 0 and below 1" in fails(capsys, "split", str(tmp_path), "--fraction", "1.5")
+    assert "paths in it are relative" in fails(capsys, "split", str(tmp_path), "--output", "/elsewhere/a.json")
+    assert "has a `validation` section already" in fails(capsys, "split", str(phantom))
+    write_groups(tmp_path, {"a": 2, "b": 1}, noisy=("b",))
+    assert "1 group(s) have clean labels" in fails(capsys, "split", str(tmp_path), "--output", "other.json")
+
+
+def test_corrupt_takes_its_options_as_documented(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = make_phantom(tmp_path / "dense", "dense", cases={"training": 4, "validation": 1}, shape=(20, 20, 14))
+    main(f"corrupt {source} --kind noise --fraction 0.5 --radius 1 2 --seed 3 --output {tmp_path / 'noisy'}".split())
+    assert str(tmp_path / "noisy") in capsys.readouterr().out
+    data = open_data(tmp_path / "noisy", needs=["clean", "noisy", "validation"])
+    assert sum(record["label_quality"] == "noisy" for record in data.training) == 2
+
+
+def test_convert_names_the_folder_and_the_next_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "Task99_Tiny"
+    for folder, dtype in (("imagesTr", np.float32), ("labelsTr", np.uint8)):
+        (source / folder).mkdir(parents=True)
+        voxels = (np.random.default_rng(0).random((6, 5, 4)) > 0.5).astype(dtype)
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), source / folder / "tiny_1.nii.gz")
+    training = [{"image": "./imagesTr/tiny_1.nii.gz", "label": "./labelsTr/tiny_1.nii.gz"}]
+    content = {"name": "Tiny", "labels": {"0": "background", "1": "organ"}, "modality": {"0": "CT"}}
+    (source / "dataset.json").write_text(json.dumps({**content, "training": training, "test": []}))
+    main(["convert", "decathlon", str(source), str(tmp_path / "converted")])
+    assert f"Next: python -m common.data check {tmp_path / 'converted'}" in capsys.readouterr().out
+    assert (tmp_path / "converted" / "dataset.json").is_file()
+
+
+def test_the_module_runs_as_typed(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "common.data", "check", str(tmp_path / "nowhere")]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1
+    assert result.stderr.strip().endswith("Fix: give the folder that holds the data set's JSON.")
+    assert "Traceback" not in result.stderr

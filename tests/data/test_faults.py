@@ -1,0 +1,360 @@
+"""Bad data: every fault gives its own clear message, with a fix, before anything is trained."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from common.data import DataError, open_data
+
+SHAPE = (6, 5, 4)
+Content = dict[str, Any]
+Break = Callable[[Path, Content], None]
+
+
+def write(path: Path, voxels: np.ndarray, affine: np.ndarray | None = None) -> None:
+    nib.save(nib.Nifti1Image(voxels, np.eye(4) if affine is None else affine), path)
+
+
+def image(seed: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def mask(shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+    voxels = np.zeros(shape, dtype=np.uint8)
+    voxels[1:4, 1:4, 1:3] = 1
+    return voxels
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> tuple[Path, Content]:
+    """A sound data set: 2 training cases (one with every kind of label) and 1 validation case."""
+    for number in range(3):
+        write(tmp_path / f"image{number}.nii.gz", image(number))
+        write(tmp_path / f"label{number}.nii.gz", mask())
+        write(tmp_path / f"rater{number}.nii.gz", mask())
+    scribble = np.full(SHAPE, 255, dtype=np.uint8)
+    scribble[2, 2, 2], scribble[0, 0, 0] = 1, 0
+    write(tmp_path / "scribble.nii.gz", scribble)
+    records: list[Content] = [
+        {"image": f"image{number}.nii.gz", "label": f"label{number}.nii.gz"} for number in range(3)
+    ]
+    records[0] |= {"labels": ["rater0.nii.gz", "rater1.nii.gz"], "scribble": "scribble.nii.gz", "group": "a"}
+    labels = {"0": "background", "1": "organ"}
+    return tmp_path, {"name": "tiny", "labels": labels, "training": records[:2], "validation": records[2:]}
+
+
+def save(root: Path, content: Content) -> None:
+    (root / "dataset.json").write_text(json.dumps(content))
+
+
+def change(name: str, make: Callable[[], np.ndarray], affine: np.ndarray | None = None) -> Break:
+    """Replace a file's voxels."""
+    return lambda root, content: write(root / name, make(), affine)
+
+
+def record(key: str, value: Any, section: str = "training", index: int = 0) -> Break:
+    """Set one key of one record."""
+    return lambda root, content: content[section][index].update({key: value})
+
+
+def top(key: str, value: Any) -> Break:
+    """Set one top-level key of the JSON."""
+    return lambda root, content: content.update({key: value})
+
+
+def values(*pairs: tuple[int, float], dtype: type = np.float32) -> Callable[[], np.ndarray]:
+    """A mask with some flat positions overwritten."""
+
+    def make() -> np.ndarray:
+        voxels: np.ndarray = mask().astype(dtype)
+        for position, value in pairs:
+            voxels.flat[position] = value
+        return voxels
+
+    return make
+
+
+def with_nan() -> np.ndarray:
+    voxels = image(0)
+    voxels[0, 0, :3] = np.nan
+    return voxels
+
+
+def shifted() -> np.ndarray:
+    affine = np.eye(4)
+    affine[0, 3] = 5.0
+    return affine
+
+
+def truncate(root: Path, content: Content) -> None:
+    whole = gzip.decompress((root / "image0.nii.gz").read_bytes())
+    (root / "image0.nii.gz").write_bytes(gzip.compress(whole[:-100]))
+
+
+def cut_compressed_stream(root: Path, content: Content) -> None:
+    write(root / "image0.nii.gz", image(0, (12, 10, 8)))  # large enough for its header to survive
+    whole = (root / "image0.nii.gz").read_bytes()
+    (root / "image0.nii.gz").write_bytes(whole[: len(whole) // 2])
+
+
+def no_nifti(root: Path, content: Content) -> None:
+    (root / "image0.nii.gz").write_bytes(b"<html>404 not found</html>")
+
+
+def set_spacing(value: float) -> Break:
+    """Write a voxel size into the raw header (nibabel would refuse to)."""
+
+    def run(root: Path, content: Content) -> None:
+        raw = bytearray(gzip.decompress((root / "image0.nii.gz").read_bytes()))
+        struct.pack_into("<f", raw, 76 + 4 * 2, value)  # pixdim[2]
+        (root / "image0.nii.gz").write_bytes(gzip.compress(bytes(raw)))
+
+    return run
+
+
+def remove_file(name: str) -> Break:
+    return lambda root, content: (root / name).unlink()
+
+
+def png(root: Path, content: Content) -> None:
+    (root / "image0.png").write_bytes(b"png")
+    content["training"][0]["image"] = "image0.png"
+
+
+def second_channel(shape: tuple[int, ...]) -> Break:
+    def run(root: Path, content: Content) -> None:
+        write(root / "second.nii.gz", image(9, shape))
+        for section in ("training", "validation"):
+            for entry in content[section]:
+                entry["image"] = [entry["image"], "second.nii.gz"]
+
+    return run
+
+
+def uneven_channels(root: Path, content: Content) -> None:
+    write(root / "second.nii.gz", image(9))
+    content["training"][0]["image"] = ["image0.nii.gz", "second.nii.gz"]
+
+
+def uneven_raters(root: Path, content: Content) -> None:
+    content["training"][1]["labels"] = [f"rater{number}.nii.gz" for number in range(3)]
+
+
+def repeat_record(root: Path, content: Content) -> None:
+    content["training"].append(dict(content["training"][0]))
+
+
+def copy_as(name: str, section: str) -> Break:
+    def run(root: Path, content: Content) -> None:
+        write(root / name, image(0))
+        content[section].append({"image": name, "label": "rater2.nii.gz"})
+
+    return run
+
+
+def same_image_in_both(root: Path, content: Content) -> None:
+    content["validation"].append({"image": "image1.nii.gz", "label": "label1.nii.gz"})
+
+
+def same_group_in_both(root: Path, content: Content) -> None:
+    content["validation"][0]["group"] = "a"
+
+
+def colour(root: Path, content: Content) -> None:
+    kind = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
+    write(root / "image0.nii.gz", np.zeros(SHAPE, dtype=kind))
+
+
+def mixed_axes(root: Path, content: Content) -> None:
+    write(root / "image1.nii.gz", image(1, (6, 5)))
+    write(root / "label1.nii.gz", mask()[..., 1])
+
+
+def remove_sections(root: Path, content: Content) -> None:
+    del content["training"], content["validation"]
+
+
+FILE_FAULTS: dict[str, tuple[Break, str]] = {
+    "missing image": (remove_file("image0.nii.gz"), r"image0.nii.gz \(training/image\): there is no such file"),
+    "missing label": (remove_file("label1.nii.gz"), r"label1.nii.gz \(training/label\): there is no such file"),
+    "other format": (png, r"image0.png .*: is not a NIfTI file"),
+    "no NIfTI inside": (no_nifti, r"image0.nii.gz .*: cannot be read as NIfTI"),
+    "truncated": (truncate, r"image0.nii.gz .*: is truncated or damaged"),
+    "cut stream": (cut_compressed_stream, r"image0.nii.gz .*: is truncated or damaged"),
+    "colour": (colour, r"image0.nii.gz .*colour or complex"),
+    "zero spacing": (set_spacing(0.0), r"has voxel spacing 1 x 0 x 1 mm, it must be above zero"),
+    "negative spacing": (set_spacing(-2.0), r"has voxel spacing 1 x -2 x 1 mm, it must be above zero"),
+    "one axis": (change("image0.nii.gz", lambda: image(0, (6,))), r"has shape \(6,\), which is neither 2D, 3D nor"),
+    "undeclared channels": (
+        change("image0.nii.gz", lambda: image(0, (*SHAPE, 3))),
+        r"a fourth axis of length 3 that nothing declares",
+    ),
+    "label shape": (
+        change("label0.nii.gz", lambda: mask((6, 5, 5))),
+        r"label0.nii.gz .*has shape 6 x 5 x 5, its image image0.nii.gz has 6 x 5 x 4",
+    ),
+    "label affine": (change("label0.nii.gz", mask, shifted()), r"label0.nii.gz .*lies elsewhere in space .*up to 5 mm"),
+    "label channels": (change("label0.nii.gz", lambda: mask((*SHAPE, 2))), r"is a label with a fourth axis"),
+    "channel shape": (second_channel((6, 5, 3)), r"second.nii.gz .*6 x 5 x 3, the first channel image0.nii.gz has"),
+    "four axes of several": (second_channel((*SHAPE, 2)), r"length 2 and is one of 2 channel files"),
+    "NaN in image": (change("image0.nii.gz", with_nan), r"has 3 voxels that are NaN or infinite"),
+    "constant image": (change("image0.nii.gz", lambda: 0 * image(0)), r"has the same value 0 everywhere"),
+    "undeclared value": (
+        change("label0.nii.gz", values((0, 3))),
+        r"has label values 3, which `labels` does not declare",
+    ),
+    "mask of 255": (
+        change("label0.nii.gz", values((0, 255))),
+        r"has label values 255.*a mask stored as 0 and 255 must become 0 and 1",
+    ),
+    "negative value": (change("label0.nii.gz", values((0, -1))), r"has label values -1, which"),
+    "fractional value": (change("label0.nii.gz", values((0, 0.37))), r"not whole numbers, such as 0.37"),
+    "NaN in label": (change("label0.nii.gz", values((0, np.nan))), r"has label values that are NaN"),
+    "empty clean label": (change("label0.nii.gz", lambda: 0 * mask()), r"the clean label is empty"),
+    "rater's shape": (
+        change("rater1.nii.gz", lambda: mask((6, 5, 5))),
+        r"rater1.nii.gz \(training/labels\): has shape",
+    ),
+    "rater's value": (change("rater1.nii.gz", values((0, 9))), r"\(training/labels\): has label values 9"),
+    "one rater": (record("labels", ["rater0.nii.gz"]), r"`labels` holds one mask"),
+    "uneven raters": (uneven_raters, r"has [23] raters, most cases have [23]"),
+    "scribble's value": (change("scribble.nii.gz", values((0, 7))), r"has scribble values 7"),
+    "empty scribble": (
+        change("scribble.nii.gz", lambda: np.full(SHAPE, 255, dtype=np.uint8)),
+        r"the scribble marks no voxel",
+    ),
+    "reference shape": (record("reference", "second.nii.gz"), r"second.nii.gz \(training/reference\): there is no"),
+    "uneven channels": (uneven_channels, r"has 2 channels, most cases have 1"),
+    "mixed axes": (mixed_axes, r"image1.nii.gz .*has 2 axes, most cases have 3"),
+    "repeated record": (repeat_record, r"training lists this image 2 times"),
+    "copied image": (copy_as("copy.nii.gz", "training"), r"copy.nii.gz, image0.nii.gz are copies of one image"),
+    "shared label": (record("label", "label1.nii.gz"), r"2 different images of training share this label file"),
+    "image in both": (same_image_in_both, r"training, validation: the image image1.nii.gz is in both sections"),
+    "copy in both": (copy_as("copy.nii.gz", "validation"), r"copies of one image \(equal voxels\) in both sections"),
+    "group in both": (same_group_in_both, r"training, validation: the group 'a' is in both sections"),
+}
+
+JSON_FAULTS: dict[str, tuple[Break, str]] = {
+    "no labels": (lambda root, content: content.pop("labels"), r"`labels` is missing"),
+    "labels of no use": (top("labels", "organ"), r"`labels` is 'organ', which names no structure"),
+    "labels with a gap": (top("labels", {"0": "background", "2": "organ"}), r"label values are \[0, 2\]"),
+    "labels without 0": (top("labels", {"1": "organ"}), r"label values are \[1\], they must count 0, 1"),
+    "labels that repeat": (top("labels", {"a": 0, "b": 1, "c": 1}), r"without gap or repetition"),
+    "labels of words": (top("labels", {"a": "b"}), r"`labels` has keys that are no whole numbers: 'a'"),
+    "regions": (top("labels", {"background": 0, "all": [1, 2]}), r"regions of nnU-Net"),
+    "unlabelled is a label": (top("scribble_unlabelled_value", 1), r"1 is also the label value of 'organ'"),
+    "unlabelled is a word": (top("scribble_unlabelled_value", "no"), r"scribble_unlabelled_value is 'no'"),
+    "no section": (
+        remove_sections,
+        r"has no section of records",
+    ),
+    "empty section": (top("training", []), r"training: the section is empty"),
+    "no validation": (
+        lambda root, content: content.pop("validation"),
+        r"there is no `validation` section.*common.data split .* --fraction 0.2 --seed 0",
+    ),
+    "section is a mapping": (top("training", {"a": 1}), r"training: is a dict where a list of records is expected"),
+    "record is a path": (top("training", ["image0.nii.gz"]), r"training\[0\]: is 'image0.nii.gz' where a record"),
+    "record without image": (top("training", [{"label": "label0.nii.gz"}]), r"training\[0\]: has no `image`"),
+    "image is a number": (record("image", 3), r"training\[0\]/image: is 3 where a path or a list of paths is expected"),
+    "label is a list": (record("label", ["a.nii.gz"]), r"training\[0\]/label: is .* where a path is expected"),
+    "raters are a path": (record("labels", "a.nii.gz"), r"training\[0\]/labels: is .* where a list of paths"),
+    "unknown quality": (record("label_quality", "good"), r"training\[0\]/label_quality: is 'good'"),
+    "quality of nothing": (
+        top("training", [{"image": "image0.nii.gz", "label_quality": "noisy"}]),
+        r"label_quality: is given, but the record has no `label`",
+    ),
+    "group is a list": (record("group", ["a"]), r"training\[0\]/group: is \['a'\] where a name or a number"),
+}
+
+FAULTS = {**FILE_FAULTS, **JSON_FAULTS}
+
+
+def test_the_sound_data_set_has_no_fault(dataset: tuple[Path, Content]) -> None:
+    root, content = dataset
+    save(root, content)
+    assert len(open_data(root, num_classes=2, in_channels=1).training) == 2
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault(dataset: tuple[Path, Content], name: str) -> None:
+    root, content = dataset
+    spoil, message = FAULTS[name]
+    spoil(root, content)
+    save(root, content)
+    with pytest.raises(DataError) as caught:
+        open_data(root)
+    told = [str(fault) for fault in caught.value.faults]
+    assert any(re.search(message, fault) for fault in told), told
+    for fault in caught.value.faults:
+        assert fault.what and fault.fix and not fault.fix.endswith(".")
+
+
+def test_every_fault_has_its_own_message() -> None:
+    messages = [message for _, message in FAULTS.values()]
+    # two ways to truncate a file, and nothing else, share their words
+    assert len(set(messages)) >= len(messages) - 1 and len(messages) >= 20
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_classes": 4}, r"declares 2 classes .*the network has 4. Fix: use --num_classes 2"),
+        ({"in_channels": 2}, r"images have 1 channel, the network takes 2. Fix: use --in_channels 1"),
+        ({"needs": ["noisy"]}, r"the method needs training records with `label_quality: noisy`"),
+        ({"needs": ["unlabelled"]}, r"the method needs training records without `label`"),
+        ({"datalist": "other.json"}, r"other.json: there is no such file. Fix: name it with --datalist, here: dataset"),
+    ],
+)
+def test_data_that_do_not_fit_the_method(dataset: tuple[Path, Content], options: dict[str, Any], message: str) -> None:
+    root, content = dataset
+    save(root, content)
+    with pytest.raises(DataError, match=message):
+        open_data(root, **options)
+
+
+@pytest.mark.parametrize(
+    ("need", "message"),
+    [
+        ("label", r"needs training records with a `label`"),
+        ("clean", r"needs training records with a clean `label`"),
+        ("raters", r"needs training records with `labels`"),
+        ("scribble", r"needs training records with a `scribble`"),
+        ("validation", r"needs a `validation` section in which every record has a `label`"),
+    ],
+)
+def test_data_without_labels(dataset: tuple[Path, Content], need: str, message: str) -> None:
+    root, content = dataset
+    content["training"] = [{"image": "image0.nii.gz"}]
+    content["validation"] = [{"image": "image1.nii.gz"}]
+    save(root, content)
+    with pytest.raises(DataError, match=message):
+        open_data(root, needs=[need])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"dataset.json: cannot be read as JSON \(Expecting property name"),
+        ("[]", r"dataset.json: holds a list where an object is expected"),
+    ],
+)
+def test_no_json_object(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(DataError, match=message):
+        open_data(tmp_path)
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no such folder"):
+        open_data(tmp_path / "nowhere")
