@@ -143,9 +143,8 @@ def flatten_macros(text: str, root: Path) -> str:
 
 def _as_lines(indent: str, key: str, block: Any) -> list[str]:
     if not isinstance(block, (dict, list)) or not block:
-        return [
-            f"{indent}{key} {yaml.safe_dump(block, default_flow_style=True, width=10**6).removesuffix('...').strip()}"
-        ]
+        value = yaml.safe_dump(block, default_flow_style=True, width=10**6).strip().removesuffix("...").strip()
+        return [f"{indent}{key} {value}"]
     dumped = yaml.safe_dump(block, sort_keys=False, width=110).splitlines()
     deeper = indent + "  " * (1 + key.count("- "))
     return [f"{indent}{key}", *(deeper + line for line in dumped)]

@@ -215,6 +215,22 @@ class RunCheckpoint:
         engine.logger.info(f"Resumed {path} after epoch {state['epoch']} of {state['max_epochs']}.")
 
 
+class CaseProgress:
+    """Say how far an evaluator is, case by case, and at the end where its files are.
+
+    Args:
+        output_dir: folder that the files are in.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike[str]) -> None:
+        self.folder = Path(output_dir)
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator."""
+        ProgressBar(persist=True, ncols=120, desc="Cases").attach(engine)
+        engine.add_event_handler(Events.COMPLETED, lambda: print(f"Results are in {self.folder}"))
+
+
 class CaseMetrics:
     """Measure every case of an evaluator in the space of its label, and write the results.
 

@@ -234,7 +234,7 @@ def _case_details(case: str, rows: Sequence[Row], picture: CasePicture | None) -
 
 
 def _draw_case_row(
-    axes: Sequence[Axes], picture: CasePicture, labels: Mapping[int, str], top: float
+    axes: Sequence[Axes], picture: CasePicture, labels: Mapping[int, str], top: float, unit: str
 ) -> ScalarMappable | None:
     """Image, label, prediction over label, and uncertainty of one case, side by side."""
     both = {"label": picture.label, "prediction": picture.prediction}
@@ -248,7 +248,7 @@ def _draw_case_row(
     white: dict[str, Any] = {"outlines": {"label": "white"}, "line_width": 0.8}
     colours = None
     draw_case(axes[0], picture.image, {}, **common)
-    draw_scale_bar(axes[0], picture)
+    draw_scale_bar(axes[0], picture, "voxels" if unit == "voxel" else unit)
     draw_caption(axes[0], "image")
     if label:
         draw_case(axes[1], picture.image, label, filled=("label",), **common)
@@ -292,7 +292,8 @@ def _draw_cases(
             axes = [figure.add_subplot(grid[index, column]) for column in range(4)]
             for ax in axes:
                 ax.set_anchor("N")
-            colours = _draw_case_row(axes, picture, labels, top) or colours
+            unit = next(row["unit"] for row in rows if row["case"] == case)
+            colours = _draw_case_row(axes, picture, labels, top, unit) or colours
         axes[0].set_title(heading)
         axes[-1].set_title(details, loc="right", fontsize=7, fontweight="normal", color="0.3")
     if colours is not None:
@@ -358,9 +359,10 @@ def write_report(
 ) -> Path:
     """Write one A4 page about a trained model, and the table of its summary.
 
-    On the page: loss terms and validation Dice over time; reliability diagram; worst, median (the worse of two) and best case by Dice averaged over structures, each with its image, label, prediction and uncertainty, all
-    uncertainty maps on one colour scale; the summary as a table and each case's Dice. A part whose file is not there
-    says so in its place: a report needs neither training history nor pictures.
+    On the page: loss terms and validation Dice over time; reliability diagram; worst, median (of two, the worse) and
+    best case by Dice averaged over structures, each with its image, label, prediction and uncertainty, all uncertainty
+    maps on one colour scale; the summary as a table and each case's Dice. A part whose file is not there says so in
+    its place: a report needs neither training history nor pictures.
 
     Args:
         history_csv: training history, columns iteration, epoch, name, value; names ``loss/<term>``, ``loss/total``,

@@ -168,12 +168,14 @@ def draw_caption(ax: Axes, text: str) -> None:
     label.set_path_effects([patheffects.withStroke(linewidth=1.5, foreground="black")])
 
 
-def draw_scale_bar(ax: Axes, picture: CasePicture) -> None:
-    """A bar of round length in mm in the lower left corner."""
+def draw_scale_bar(ax: Axes, picture: CasePicture, unit: str = "mm") -> None:
+    """A bar of round length in the lower left corner."""
     width = picture.image.shape[1] * picture.spacing[1]
     length = max((bar for bar in _BAR_LENGTHS if bar <= 0.3 * width), default=1)
     ends = (0.05, 0.05 + length / width)
     line = ax.plot(ends, (0.05, 0.05), color="white", linewidth=1.6, transform=ax.transAxes, solid_capstyle="butt")[0]
     line.set_path_effects([patheffects.withStroke(linewidth=2.8, foreground="black")])
-    text = ax.text(sum(ends) / 2, 0.07, f"{length} mm", transform=ax.transAxes, color="white", ha="center", fontsize=6)
+    text = ax.text(
+        sum(ends) / 2, 0.07, f"{length} {unit}", transform=ax.transAxes, color="white", ha="center", fontsize=6
+    )
     text.set_path_effects([patheffects.withStroke(linewidth=1.5, foreground="black")])

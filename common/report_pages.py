@@ -94,6 +94,8 @@ def draw_losses(ax: Axes, history: History) -> None:
     if not terms:
         draw_message(ax, "no training history")
         return
+    if any(name.startswith("weight/") for name in history):
+        ax.set_title("terms before weights", loc="right", fontsize=7, fontweight="normal", color="0.3")
     names = sorted(terms, key=lambda name: name == "total")
     shown = []
     for index, name in enumerate(names):

@@ -125,13 +125,15 @@ def test_absent_pictures_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert message in texts
 
 
-@pytest.mark.parametrize(
-    ("cases", "headings"), [(1, ["Only case:  case_0"]), (2, ["Worst case:  case_1", "Best case:  case_0"])]
-)
-def test_few_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cases: int, headings: list[str]) -> None:
-    make_evaluation(tmp_path, cases=cases)
-    _, texts = run_report(tmp_path, monkeypatch)
-    assert [text for text in texts if "case:  " in text] == headings
+def test_shown_cases_are_worst_median_and_best() -> None:
+    def rows(**dice: float) -> list[dict[str, Any]]:
+        return [{"case": case, "dice": value + shift} for shift in (-0.1, 0.1) for case, value in dice.items()]
+
+    shown = report._shown_cases
+    assert shown([]) == []
+    assert shown(rows(a=0.5)) == [("only", "a")]
+    assert shown(rows(a=0.5, b=0.2)) == [("worst", "b"), ("best", "a")]
+    assert shown(rows(a=0.5, b=0.2, c=0.4, d=0.3)) == [("worst", "b"), ("median", "d"), ("best", "a")]
 
 
 def test_missed_structures_and_other_units_are_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +143,7 @@ def test_missed_structures_and_other_units_are_on_the_page(tmp_path: Path, monke
     table.write_csv(tmp_path / "metrics.csv")
     _, texts = run_report(tmp_path, monkeypatch)
     everything = "\n".join(texts)
+    assert "no pictures of lost" in texts and "Only case:  lost" in texts
     assert "lost: vessel" in everything and "missed vessel" in everything and "95HD (voxel)" in texts
 
 

@@ -75,15 +75,24 @@ class SegmentationData:
         """Number of classes, background included."""
         return max(self.labels, default=0) + 1
 
-    def section(self, name: str) -> list[dict[str, Any]]:
+    def section(self, name: str, labelled: bool = False) -> list[dict[str, Any]]:
         """Records of ``training``, ``validation`` or ``test``.
+
+        Args:
+            name: of the section.
+            labelled: leave out records without ``label``; a fault if none is left.
 
         Raises:
             KeyError: another name.
+            DataError: no record with a label, though one is asked for.
         """
         if name not in SECTIONS:
             raise KeyError(f"no section {name!r}: use one of {', '.join(SECTIONS)}")
-        return list(getattr(self, name))
+        records = [record for record in getattr(self, name) if "label" in record or not labelled]
+        if labelled and not records:
+            fix = "add one to the JSON, or measure another section with --section validation"
+            raise DataError([Fault(name, f"the data set in {self.root} has no labelled records here", fix)])
+        return records
 
 
 def open_data(

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection
-from monai.transforms import MapTransform, Spacingd, Transform
+from monai.data import NibabelWriter
+from monai.transforms import MapTransform, SaveImaged, Spacingd, Transform
 
+from ..files import atomic_path
 from .samplers import has_clean_label
 
 
@@ -52,3 +54,33 @@ class SegmentationAndUncertaintyd(MapTransform):
             d["uncertainty"] = (entropy / math.log(len(probabilities))).clamp(0.0, 1.0)
             d[key] = probabilities.argmax(0, keepdim=True).to(torch.uint8)
         return d
+
+
+class _AtomicNiftiWriter(NibabelWriter):
+    """MONAI's NIfTI writer whose files are there complete or not at all."""
+
+    def write(self, filename: Any, verbose: bool = False, **kwargs: Any) -> None:
+        with atomic_path(filename) as temporary:
+            super().write(temporary, verbose=verbose, **kwargs)
+
+
+class SaveNiftid(SaveImaged):
+    """Save an image as ``output_dir/<case>/<case>_<postfix>.nii.gz`` in the space that its affine tells.
+
+    Args:
+        keys: items to save.
+        output_dir: folder to write to.
+        postfix: what the file shows.
+        dtype: number type in the file.
+    """
+
+    def __init__(self, keys: KeysCollection, output_dir: str, postfix: str, dtype: str = "float32") -> None:
+        super().__init__(
+            keys,
+            output_dir=output_dir,
+            output_postfix=postfix,
+            output_dtype=dtype,
+            resample=False,
+            writer=_AtomicNiftiWriter,
+            print_log=False,
+        )

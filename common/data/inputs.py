@@ -1,0 +1,68 @@
+"""Images to segment, from whatever the user has: a file, a folder, a list, or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from .contract import open_data
+from .faults import DataError, Fault
+
+NIFTI = (".nii", ".nii.gz")
+
+
+def images_to_segment(
+    dataset_dir: str | os.PathLike[str] | None = None,
+    datalist: str | os.PathLike[str] | None = None,
+    phantom: str = "noisy",
+    phantom_dir: str | os.PathLike[str] = "data/phantom",
+) -> list[dict[str, Any]]:
+    """List the images to segment.
+
+    Args:
+        dataset_dir: a NIfTI file, or a folder whose NIfTI files are all taken.
+        datalist: a NIfTI file, or a JSON: a list of paths or records, or a data set, of which ``test`` is taken. Paths
+            are relative to ``dataset_dir`` if that is given, else to the JSON.
+        phantom: kind of phantom whose ``test`` section is taken when nothing else is given.
+        phantom_dir: where the phantom is.
+
+    Returns:
+        records with ``image``: an absolute path, or a list of them for several channels.
+
+    Raises:
+        DataError: when a file is missing or no image is found.
+    """
+    if datalist is not None and not str(datalist).endswith(NIFTI):
+        return _from_json(Path(datalist), dataset_dir)
+    source = datalist if datalist is not None else dataset_dir
+    if source is None:
+        return open_data(None, phantom=phantom, phantom_dir=phantom_dir).section("test")
+    path = Path(source).absolute()
+    if not path.exists():
+        raise DataError([Fault(str(source), "there is no such file or folder", "give a NIfTI file or a folder of them")])
+    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.name.endswith(NIFTI))
+    if not found or not found[0].name.endswith(NIFTI):
+        raise DataError([Fault(str(source), "no NIfTI image here", "give a file that ends in .nii or .nii.gz")])
+    return [{"image": str(image)} for image in found]
+
+
+def _from_json(path: Path, dataset_dir: str | os.PathLike[str] | None) -> list[dict[str, Any]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError([Fault(str(path), f"cannot be read as JSON ({error})", "give a list of image paths")]) from error
+    items = content.get("test", []) if isinstance(content, dict) else content
+    root = Path(dataset_dir) if dataset_dir is not None else path.parent
+    records, faults = [], []
+    for item in items:
+        image = item.get("image") if isinstance(item, dict) else item
+        images = [str((root / i).absolute()) for i in (image if isinstance(image, list) else [image]) if i]
+        faults += [Fault(i, "there is no such file", f"correct it in {path}") for i in images if not Path(i).is_file()]
+        records.append({"image": images[0] if len(images) == 1 else images})
+    if not records:
+        faults.append(Fault(str(path), "it lists no image", "give a list of paths, or a section `test`"))
+    if faults:
+        raise DataError(faults)
+    return records

@@ -1,0 +1,173 @@
+"""Export of a stand-alone bundle: on a small made-up repository, and on the bundles that are here."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ci.export_bundle import ROOT, ExportError, export_bundle, flatten_macros
+
+BUNDLES = sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/metadata.json"))
+FILES = {
+    "common/__init__.py": "",
+    "common/trainer.py": "from .ops.window import mean\nfrom . import schedules\n",
+    "common/schedules.py": "def ramp() -> None: ...\n",
+    "common/unused.py": "import numpy\n",
+    "common/ops/__init__.py": "",
+    "common/ops/window.py": "def mean() -> None:\n    from ..losses import loss\n",
+    "common/losses.py": '"""Not common.png, but common.losses."""\n',
+    "common/data/__init__.py": "def open_data() -> None: ...\n",
+    "common/data/__main__.py": "from . import open_data\n",
+    "bundles/toy/LICENSE": "Apache",
+    "bundles/toy/scripts/__init__.py": "",
+    "bundles/toy/scripts/method.py": "from common.trainer import X  # see common.trainer\nfrom .deep import y\n",
+    "bundles/toy/scripts/deep/__init__.py": "from common import schedules\n",
+    "bundles/toy/configs/metadata.json": '{"version": "1.2.3"}',
+    "bundles/toy/configs/train.yaml": (
+        "bundle_root: bundles/toy # here\n"
+        "# python -m monai.bundle run --config_file bundles/toy/configs/train.yaml\n"
+        "net:\n  _target_: scripts.method.Net\n  sizes: [1, 2]\n"
+        "train:\n  handlers:\n  - _target_: common.losses.loss\n"
+    ),
+    "bundles/toy/configs/inference.yaml": (
+        'net: "%bundles/toy/configs/train.yaml::net"\n'
+        'nested:\n  size: "%bundles/toy/configs/train.yaml#net#sizes#1"\n'
+        'handlers:\n- "%bundles/toy/configs/train.yaml::train::handlers::0"\n- _target_: Other\n'
+        "same: '%net'\n"
+    ),
+    "bundles/toy/docs/README.md": (
+        "[method](../scripts/method.py), [losses](../../../common/losses.py#L3), [house](../../../README.md); "
+        "run `python -m common.data check DIR`\n"
+    ),
+}
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    for name, content in FILES.items():
+        (tmp_path / "repository" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "repository" / name).write_text(content)
+    return tmp_path / "repository"
+
+
+@pytest.fixture
+def exported(repository: Path, tmp_path: Path) -> Path:
+    return export_bundle("toy", tmp_path / "out", without_weights=True, root=repository)[0]
+
+
+def test_only_the_needed_part_of_common_goes_along(exported: Path) -> None:
+    folder = exported / "scripts" / "_common"
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*.py")}
+    assert files == {
+        "__init__.py", "trainer.py", "schedules.py", "losses.py", "ops/__init__.py", "ops/window.py",
+        "data/__init__.py", "data/__main__.py",
+    }  # fmt: skip
+
+
+def test_scripts_import_the_copy(exported: Path) -> None:
+    scripts = exported / "scripts"
+    expected = "from ._common.trainer import X  # see scripts._common.trainer\nfrom .deep import y\n"
+    assert (scripts / "method.py").read_text() == expected
+    assert (scripts / "deep" / "__init__.py").read_text() == "from .._common import schedules\n"
+    assert (scripts / "_common" / "losses.py").read_text() == '"""Not common.png, but scripts._common.losses."""\n'
+
+
+def test_configs_stand_alone(exported: Path) -> None:
+    train = (exported / "configs" / "train.yaml").read_text()
+    assert train.startswith("bundle_root: . # here\n# python -m monai.bundle run --config_file configs/train.yaml\n")
+    assert yaml.safe_load((exported / "configs" / "inference.yaml").read_text()) == {
+        "net": {"_target_": "scripts.method.Net", "sizes": [1, 2]},
+        "nested": {"size": 2},
+        "handlers": [{"_target_": "scripts._common.losses.loss"}, {"_target_": "Other"}],
+        "same": "%net",
+    }
+
+
+def test_documentation_points_to_what_is_there(exported: Path) -> None:
+    assert (exported / "docs" / "README.md").read_text() == (
+        "[method](../scripts/method.py), [losses](../scripts/_common/losses.py#L3), house; "
+        "run `python -m scripts._common.data check DIR`\n"
+    )
+
+
+def test_zip_holds_the_folder_and_the_weights(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "best.pt").write_bytes(b"weights")
+    folder, archive = export_bundle("toy", tmp_path / "out", weights=tmp_path / "best.pt", root=repository)
+    assert archive.name == "toy_v1.2.3.zip"
+    with zipfile.ZipFile(archive) as file:
+        assert file.read("toy/models/model.pt") == b"weights"
+        names = {name for name in file.namelist() if not name.endswith("/")}
+    assert names == {f"toy/{path.relative_to(folder).as_posix()}" for path in folder.rglob("*") if path.is_file()}
+
+
+def write(name: str, content: str) -> Callable[[Path], object]:
+    return lambda repository: (repository / name).write_text(content)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (write("common/schedules.py", "import common.losses\n"), "imports inside common are relative"),
+        (write("bundles/toy/scripts/method.py", "import common.losses\n"), "write `from common.x import y`"),
+        (write("bundles/toy/configs/la.yaml", "imports: [$import scripts]\n"), "runs before the bundle's folder"),
+        (write("bundles/toy/configs/la.yaml", 'a: ["%bundles/toy/configs/train.yaml::net"]\n'), "cannot be written"),
+        (
+            write("bundles/toy/configs/la.yaml", 'a: "%bundles/toy/configs/inference.yaml::same"\n'),
+            "holds a macro itself",
+        ),
+    ],
+)
+def test_what_cannot_stand_alone_is_refused(
+    repository: Path, tmp_path: Path, spoil: Callable[[Path], object], message: str
+) -> None:
+    spoil(repository)
+    with pytest.raises(ExportError, match=message):
+        export_bundle("toy", tmp_path / "out", without_weights=True, root=repository)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_missing_weights_and_unknown_names(repository: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="no weights. Fix: train first"):
+        export_bundle("toy", tmp_path / "out", root=repository)
+    with pytest.raises(ExportError, match="Fix: use one of toy"):
+        export_bundle("boy", tmp_path / "out", root=repository)
+
+
+def test_an_earlier_export_is_replaced_only_when_asked(exported: Path, repository: Path) -> None:
+    (exported / "mine.txt").write_text("")
+    with pytest.raises(ExportError, match="--overwrite"):
+        export_bundle("toy", exported.parent, without_weights=True, root=repository)
+    assert (exported / "mine.txt").exists()
+    export_bundle("toy", exported.parent, without_weights=True, overwrite=True, root=repository)
+    assert not (exported / "mine.txt").exists()
+
+
+def test_text_without_macros_is_left_alone(tmp_path: Path) -> None:
+    text = "a: 1 # 50%\nb: '%other::key'\n"
+    assert flatten_macros(text, tmp_path) == text
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_bundles_of_this_repository_export(name: str, tmp_path: Path) -> None:
+    folder, _ = export_bundle(name, tmp_path, without_weights=True)
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                assert (node.module or "").split(".")[0] not in ("common", "bundles"), path
+    for path in folder.glob("configs/*.yaml"):
+        assert f"bundles/{name}" not in path.read_text(), path
+        assert "common." not in path.read_text().replace("scripts._common.", ""), path
+
+
+@pytest.mark.slow
+def test_bundles_verify() -> None:
+    """Minutes: every bundle trains, infers and exports from an empty folder."""
+    done = subprocess.run([sys.executable, ROOT / "ci" / "verify_bundles.py"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
