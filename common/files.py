@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+UNFINISHED = ".writing-"  # how the names of files begin that are not complete yet
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -27,7 +29,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     endings = "".join(target.suffixes[-2:]) if target.suffix == ".gz" else target.suffix
-    handle, name = tempfile.mkstemp(prefix=".writing-", suffix=endings, dir=target.parent)
+    handle, name = tempfile.mkstemp(prefix=UNFINISHED, suffix=endings, dir=target.parent)
     os.close(handle)
     temporary = Path(name)
     try:

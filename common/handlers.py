@@ -50,9 +50,7 @@ class TrainingHistory:
         tensorboard: whether to write TensorBoard's files.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], validator: Engine | None = None, tensorboard: bool = True
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], validator: Engine | None = None, tensorboard: bool = True) -> None:
         self.path = Path(path)
         self.validator = validator
         self.tensorboard = tensorboard
@@ -72,7 +70,9 @@ class TrainingHistory:
     def _start(self, engine: Engine) -> None:
         if engine.state.iteration > 0 and self.path.exists():
             with self.path.open(newline="") as file:
-                rows = [(int(r["iteration"]), int(r["epoch"]), r["name"], float(r["value"])) for r in csv.DictReader(file)]
+                rows = [
+                    (int(r["iteration"]), int(r["epoch"]), r["name"], float(r["value"])) for r in csv.DictReader(file)
+                ]
             self.rows = [row for row in rows if row[0] <= engine.state.iteration]
         if self.tensorboard:
             from torch.utils.tensorboard import SummaryWriter  # slow to import, and tests do without
@@ -117,8 +117,8 @@ class TrainingHistory:
 class RunCheckpoint:
     """Save the weights that ship and, after each epoch, all that resuming needs.
 
-    ``model.pt`` is the state dict of the network alone: at the best value of the validator's key metric, or without a
-    validator after every epoch; ``final.pt`` is that at the end. ``last.pt`` has method, optimiser, scheduler, scaler,
+    ``model.pt`` is the state dict of the network alone: at the best value of the validator's key metric, or, if nothing
+    was validated, the last; ``final.pt`` is that at the end. ``last.pt`` has method, optimiser, scheduler, scaler,
     epoch, iteration and the best metric. As the trainer seeds each epoch from its number, a run that is killed at any
     moment and resumed is the same as one that was not. All are written atomically.
 
@@ -172,6 +172,9 @@ class RunCheckpoint:
 
     def _completed(self, engine: Any) -> None:
         save_atomically(self.network.state_dict(), self.folder / "final.pt")
+        if self.validator is not None and self.validator.state.best_metric_epoch == -1:
+            # else an earlier run's model.pt would pass for this one's
+            save_atomically(self.network.state_dict(), self.folder / "model.pt")
 
     def _state(self, engine: Any) -> dict[str, Any]:
         state = {

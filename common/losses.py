@@ -22,11 +22,16 @@ def segmentation_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tenso
     Returns:
         (B,), each at least 0, in float32.
 
+    Raises:
+        ValueError: when there is but one class.
+
     Example:
         >>> logits = torch.tensor([[[[20.0, -20.0]], [[-20.0, 20.0]]]])
         >>> segmentation_loss(logits, torch.tensor([[[[0, 1]]]])).round(decimals=4)
         tensor([0.])
     """
+    if logits.shape[1] < 2:
+        raise ValueError(f"logits need a channel for the background and each structure, got {logits.shape[1]}.")
     logits = logits.float()
     classes = target.long()
     cross_entropy = functional.cross_entropy(logits, classes[:, 0], reduction="none").flatten(1).mean(1)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed, nn
+
+from .files import UNFINISHED
 
 RESUME_FILE = "last.pt"
 logger = logging.getLogger(__name__)
@@ -19,6 +24,17 @@ logger = logging.getLogger(__name__)
 def is_first_rank() -> bool:
     """Whether this process is the one that writes files."""
     return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
+
+
+@contextmanager
+def first_rank_first() -> Iterator[None]:
+    """Let the first process go through a block before the others do, for example to make what all will read."""
+    first = is_first_rank()
+    if not first:
+        distributed.barrier()
+    yield
+    if first and distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()
 
 
 def start_run(ckpt_dir: str | os.PathLike[str], output_dir: str | os.PathLike[str], resume: bool = False) -> None:
@@ -36,12 +52,22 @@ def start_run(ckpt_dir: str | os.PathLike[str], output_dir: str | os.PathLike[st
         FileNotFoundError: when there is nothing to resume.
     """
     last = Path(ckpt_dir) / RESUME_FILE
+    if is_first_rank():
+        _remove_unfinished(Path(ckpt_dir))
     if resume:
         if not last.exists():
-            raise FileNotFoundError(f"{last}: nothing to resume. Fix: leave out --resume, or give the run's --ckpt_dir.")
+            raise FileNotFoundError(
+                f"{last}: nothing to resume. Fix: leave out --resume, or give the run's --ckpt_dir."
+            )
         return
     if is_first_rank():
         _set_aside(Path(ckpt_dir), Path(output_dir))
+
+
+def _remove_unfinished(ckpt_dir: Path) -> None:
+    """Weights that a kill left half written."""
+    for path in ckpt_dir.glob(f"{UNFINISHED}*"):
+        path.unlink()
 
 
 def _set_aside(ckpt_dir: Path, output_dir: Path) -> None:
@@ -72,11 +98,16 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when the weights are of another network; the message names what differs.
+        ValueError: when the file holds no weights, or those of another network; the message names what differs.
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"{path}: no trained weights here. Fix: train first, or give the run's --ckpt_dir.")
-    state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path}: this is no file of weights. Fix: give a model.pt that training wrote.") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: holds a {type(state).__name__}. Fix: give a model.pt that training wrote.")
     for key in ("model", "network"):
         if key in state and isinstance(state[key], dict):
             state = state[key]

@@ -53,8 +53,8 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
 class MethodTrainer(Trainer):
     """Train a method: move the batch, autocast, loss, refuse what is not finite, backward, clip, step, log.
 
-    Before each epoch the random generators are seeded from (seed, epoch, rank), and the sampler draws from the same
-    numbers: an epoch is the same whether the run came to it or was resumed at it.
+    Before each epoch the random generators are seeded from (seed, epoch, rank), and the loader starts anew with a
+    sampler that draws from the same numbers: an epoch is the same whether the run came to it or was resumed at it.
 
     Args:
         device: where to train.
@@ -68,6 +68,9 @@ class MethodTrainer(Trainer):
         max_skipped_steps: steps with a non-finite loss or gradient to skip before giving up.
         seed: of everything that is random in training.
         train_handlers: MONAI and Ignite handlers.
+
+    Raises:
+        ValueError: for a precision that is unknown or that the device lacks, or a max_gradient_norm of 0 or less.
 
     After each iteration ``state.output`` has ``loss`` (float), ``pred`` (logits) and ``scalars``: every loss term
     as ``loss/<term>``, unweighted, with its weight ``weight/<term>`` beside it, ``loss/total`` and ``monitor/<name>``.
@@ -87,6 +90,8 @@ class MethodTrainer(Trainer):
         seed: int = 0,
         train_handlers: Sequence[Any] | None = None,
     ) -> None:
+        if max_gradient_norm is not None and not max_gradient_norm > 0:
+            raise ValueError(f"max_gradient_norm must be positive, or null for no clipping, got {max_gradient_norm}.")
         device = torch.device(device)
         self.dtype = resolve_precision(precision, device)
         self.method = method.to(device)
@@ -108,6 +113,7 @@ class MethodTrainer(Trainer):
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype is torch.float16)
         self.state.seed = seed
         self.add_event_handler(Events.EPOCH_STARTED, type(self)._begin_epoch)
+        self.add_event_handler(Events.EPOCH_COMPLETED, type(self)._share_buffers)
         self._register_handlers(train_handlers or [])
 
     def run(self) -> None:
@@ -115,7 +121,7 @@ class MethodTrainer(Trainer):
         if self.state.epoch >= self.state.max_epochs:
             self.logger.info(
                 f"Training is already complete: {self.state.epoch} of {self.state.max_epochs} epochs. "
-                "Raise max_epochs to go on."
+                "To train longer, start a new run with more max_epochs."
             )
             return
         Workflow.run(self)  # MONAI's Trainer.run would replace the scaler, and with it a resumed state
@@ -126,8 +132,15 @@ class MethodTrainer(Trainer):
         np.random.seed(seed)
         torch.manual_seed(seed)
         sampler = getattr(self.data_loader, "batch_sampler", None)
-        if hasattr(sampler, "set_epoch"):
+        if sampler is not None and hasattr(sampler, "set_epoch"):
             sampler.set_epoch(self.state.epoch)
+        self.set_data(self.data_loader)  # else an epoch shorter than the loader would go on where the last one stopped
+
+    def _share_buffers(self) -> None:
+        """Validate and save the first process's running statistics everywhere; each process has gathered its own."""
+        if self.parallel is not self.method:
+            for buffer in self.method.buffers():
+                distributed.broadcast(buffer, 0)
 
     def _iteration(self, engine: Any, batchdata: dict[str, Any]) -> dict[str, Any]:
         batch = {

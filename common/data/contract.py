@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..runs import first_rank_first
 from .checks import check_records
 from .faults import DataError, Fault
 from .phantom import make_phantom
@@ -146,7 +147,8 @@ def _open_phantom(kind: str, phantom_dir: Path) -> Path:
     message = f"No dataset_dir given: using the built-in phantom data set ({kind}) in {directory}"
     # without a configured log this line must not get lost: it tells that the results are not the user's data
     logger.info(message) if logger.isEnabledFor(logging.INFO) and logger.hasHandlers() else print(message)
-    return make_phantom(directory, kind=kind)
+    with first_rank_first():
+        return make_phantom(directory, kind=kind)
 
 
 def read_data(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,23 @@ def images_to_segment(
         records with ``image``: an absolute path, or a list of them for several channels.
 
     Raises:
-        DataError: when a file is missing or no image is found.
+        DataError: when a file is missing, no image is found, or two images share a name: results are named by it.
     """
+    records = _list(dataset_dir, datalist, phantom, phantom_dir)
+    firsts = [image if isinstance(image, str) else image[0] for image in (record["image"] for record in records)]
+    twice = [name for name, count in Counter(Path(image).name for image in firsts).items() if count > 1]
+    if twice:
+        what = "several images have this name, and the result of one would overwrite that of another"
+        raise DataError([Fault(name, what, "rename them, or segment their folders one at a time") for name in twice])
+    return records
+
+
+def _list(
+    dataset_dir: str | os.PathLike[str] | None,
+    datalist: str | os.PathLike[str] | None,
+    phantom: str,
+    phantom_dir: str | os.PathLike[str],
+) -> list[dict[str, Any]]:
     if datalist is not None and not str(datalist).endswith(NIFTI):
         return _from_json(Path(datalist), dataset_dir)
     source = datalist if datalist is not None else dataset_dir
@@ -41,8 +57,12 @@ def images_to_segment(
         return open_data(None, phantom=phantom, phantom_dir=phantom_dir).section("test")
     path = Path(source).absolute()
     if not path.exists():
-        raise DataError([Fault(str(source), "there is no such file or folder", "give a NIfTI file or a folder of them")])
-    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.name.endswith(NIFTI))
+        raise DataError(
+            [Fault(str(source), "there is no such file or folder", "give a NIfTI file or a folder of them")]
+        )
+    # names that begin with a dot are no images: macOS leaves such beside every file, and so does an unfinished output
+    inside = sorted(p for p in path.rglob("*") if p.name.endswith(NIFTI) and not p.name.startswith("."))
+    found = [path] if path.is_file() else inside
     if not found or not found[0].name.endswith(NIFTI):
         raise DataError([Fault(str(source), "no NIfTI image here", "give a file that ends in .nii or .nii.gz")])
     return [{"image": str(image)} for image in found]
@@ -52,16 +72,24 @@ def _from_json(path: Path, dataset_dir: str | os.PathLike[str] | None) -> list[d
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError([Fault(str(path), f"cannot be read as JSON ({error})", "give a list of image paths")]) from error
+        raise DataError(
+            [Fault(str(path), f"cannot be read as JSON ({error})", "give a list of image paths")]
+        ) from error
     items = content.get("test", []) if isinstance(content, dict) else content
+    if not isinstance(items, list):
+        raise DataError([Fault(str(path), "holds no list of images", "give a list of paths, or a section `test`")])
     root = Path(dataset_dir) if dataset_dir is not None else path.parent
     records, faults = [], []
-    for item in items:
+    for number, item in enumerate(items):
         image = item.get("image") if isinstance(item, dict) else item
-        images = [str((root / i).absolute()) for i in (image if isinstance(image, list) else [image]) if i]
+        names = image if isinstance(image, list) else [image]
+        if not names or not all(isinstance(name, str) and name for name in names):
+            faults.append(Fault(f"{path}, item {number}", "names no image", "give a path, or a record with `image`"))
+            continue
+        images = [str((root / name).absolute()) for name in names]
         faults += [Fault(i, "there is no such file", f"correct it in {path}") for i in images if not Path(i).is_file()]
         records.append({"image": images[0] if len(images) == 1 else images})
-    if not records:
+    if not items:
         faults.append(Fault(str(path), "it lists no image", "give a list of paths, or a section `test`"))
     if faults:
         raise DataError(faults)

@@ -19,7 +19,7 @@ from .faults import DataError, Fault
 from .phantom_labels import apply_rater, apply_scribble, sample_rater, sample_scribble
 from .simulators import apply_noise, sample_noise, settle_noise
 
-VERSION = 1
+VERSION = 2
 KINDS = ("dense", "noisy", "unlabelled", "scribbles", "raters")
 LABELS = {"0": "background", "1": "body", "2": "lobe", "3": "cap"}
 SPACING = (1.0, 1.0, 1.5)  # mm
@@ -28,11 +28,11 @@ RATERS = 3
 
 _CASES = {"training": 20, "validation": 4, "test": 4}
 _FULLY_LABELLED = 4  # training cases with a trusted label in the kinds noisy, unlabelled and raters
-_BACKGROUND = 0.36
-_INTENSITIES = {1: 0.70, 2: 0.54, 3: 0.86}  # before bias field and noise; look-alikes share them
-_BIAS = 0.25  # largest relative change by the bias field
-_RICIAN_SIGMA = 0.06
-_LOOK_ALIKES = (3, 6)  # smallest and largest number a case
+_BACKGROUND = 0.25
+_INTENSITIES = {1: 0.65, 2: 0.45, 3: 0.90}  # before bias field and noise; look-alikes share them
+_BIAS = 0.15  # largest relative change by the bias field
+_RICIAN_SIGMA = 0.05
+_LOOK_ALIKES = (2, 4)  # smallest and largest number a case
 # least and greatest radii of cap, lobe and body, as shares of the image's half length
 _RADII = (
     ((0.22, 0.22, 0.22), (0.24, 0.30, 0.28), (0.26, 0.32, 0.32)),
@@ -47,7 +47,7 @@ def make_phantom(
     seed: int = 0,
     cases: Mapping[str, int] | None = None,
     shape: tuple[int, int, int] = (48, 48, 32),
-    noise_radius: tuple[float, float] = (1.0, 4.0),
+    noise_radius: tuple[float, float] = (1.0, 3.0),
 ) -> Path:
     """Write a phantom data set: images, labels and ``dataset.json`` with relative paths.
 

@@ -50,7 +50,10 @@ class TwoStreamBatchSampler(Sampler[list[tuple[int, int]]]):
             raise ValueError("No records to draw batches from: the `training` section is empty.")
         if first < 0 or second < 0 or first + second == 0:
             raise ValueError(f"A batch needs cases, got {first} from the first stream and {second} from the second.")
-        streams = [[i for i, r in enumerate(records) if is_first(r)], [i for i, r in enumerate(records) if not is_first(r)]]
+        streams = [
+            [i for i, r in enumerate(records) if is_first(r)],
+            [i for i, r in enumerate(records) if not is_first(r)],
+        ]
         sizes = [first, second]
         for index in (0, 1):
             if not streams[index]:

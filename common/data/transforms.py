@@ -23,14 +23,15 @@ class MarkCleanLabeld(Transform):
 
 
 class Resampled(Spacingd):
-    """MONAI's Spacingd that survives text beside the image.
+    """MONAI's Spacingd that survives other items beside the image.
 
     In MONAI 1.6.0 and 1.6.1 Spacingd calls ``update`` on every item whose name begins with that of a key and an
-    underscore; annotation servers pass ``image_path``, a string. Such items are kept out of its sight.
+    underscore; annotation servers pass ``image_path``, a string, and a record may hold any number or list. What has no
+    ``update`` is kept out of its sight.
     """
 
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
-        hidden = {key: value for key, value in data.items() if isinstance(value, str)}
+        hidden = {key: value for key, value in data.items() if key not in self.keys and not hasattr(value, "update")}
         seen = {key: value for key, value in data.items() if key not in hidden}
         return super().__call__(seen, lazy) | hidden
 

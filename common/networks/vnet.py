@@ -33,7 +33,7 @@ class VNet(nn.Module):
         image (B, in_channels, H, W[, D]) to logits (B, out_channels, H, W[, D]).
 
     Raises:
-        ValueError: when a spatial size is no multiple of 16.
+        ValueError: when a spatial size is no multiple of 16, or spatial_dims is neither 2 nor 3.
 
     Example:
         >>> network = VNet(in_channels=1, out_channels=2)
@@ -52,6 +52,8 @@ class VNet(nn.Module):
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
+        if spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
         filters = [base_filters * 2**i for i in range(len(CONVOLUTIONS))]
         levels = range(len(filters) - 1)
         self.encoder = nn.ModuleList(
@@ -69,7 +71,8 @@ class VNet(nn.Module):
         self.dropout = nn.Dropout3d(dropout) if spatial_dims == 3 else nn.Dropout2d(dropout)
         self.output = Conv[Conv.CONV, spatial_dims](filters[0], out_channels, 1)
         self._initialise()
-        self.to(memory_format=torch.channels_last_3d if spatial_dims == 3 else torch.channels_last)
+        layout = torch.channels_last_3d if spatial_dims == 3 else torch.channels_last
+        self.to(memory_format=layout)  # type: ignore[call-overload]
 
     def _initialise(self) -> None:
         for module in self.modules():

@@ -5,6 +5,7 @@ Bundles are discovered: a new folder ``bundles/<name>`` is tested as soon as it 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/metadata.json"))
 CASES = {"training": 6, "validation": 1, "test": 1}
 SHAPE = (24, 24, 16)  # voxels
+SMALL_NETWORKS = {"common.networks.VNet": {"network_def#base_filters": 4}}
 
 
 class Bundle:
@@ -41,6 +43,11 @@ class Bundle:
             folder / "data", kind=self.train["data"]["phantom"], shape=SHAPE, cases=CASES, noise_radius=(1.0, 1.5)
         )
 
+    @property
+    def small_network(self) -> dict[str, Any]:
+        """Overrides that give the same network fewer channels, where the test is not about the network."""
+        return SMALL_NETWORKS.get(self.train["network_def"]["_target_"], {})
+
     def files(self, *names: str) -> list[str]:
         """Config files as they are typed at the root of the repository."""
         return [f"bundles/{self.name}/configs/{name}.yaml" for name in names]
@@ -49,8 +56,7 @@ class Bundle:
         """Overrides that make a run of these configs take seconds; only keys that the configs have."""
         config = ConfigParser.load_config_files([ROOT / file for file in self.files(*names)])
         values = {
-            "dataset_dir": str(self.dataset),
-            "datalist": "dataset.json",
+            "dataset_dir": str(self.dataset / "images" if "inference" in names else self.dataset),
             "ckpt_dir": str(self.folder / "models"),
             "output_dir": str(self.folder / "eval"),
             "num_classes": self.train["num_classes"],
@@ -67,23 +73,27 @@ class Bundle:
     def run(self, run_id: str, *names: str, **overrides: Any) -> None:
         """``python -m monai.bundle run RUN_ID --config_file ...`` in this process."""
         with self.imported():
-            monai.bundle.run(run_id=run_id, config_file=self.files(*names), logging_file=False, **overrides)
+            arguments: dict[str, Any] = {"config_file": self.files(*names), "logging_file": False}
+            monai.bundle.run(run_id=run_id, **arguments, **overrides)
 
     @contextmanager
     def imported(self) -> Iterator[None]:
         """The bundle's package ``scripts`` can be imported inside; it is forgotten after, for the next bundle's."""
         path, folder = list(sys.path), Path.cwd()
         sys.path.insert(0, str(self.root))
-        patch = pytest.MonkeyPatch()
-        patch.chdir(ROOT)
+        os.chdir(ROOT)
+        forget_scripts()
         try:
             yield
         finally:
-            patch.chdir(folder)
-            patch.undo()
+            os.chdir(folder)
             sys.path[:] = path
-            for module in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
-                del sys.modules[module]
+            forget_scripts()
+
+
+def forget_scripts() -> None:
+    for module in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
+        del sys.modules[module]
 
 
 @pytest.fixture(scope="session", params=BUNDLES)

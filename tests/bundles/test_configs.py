@@ -87,7 +87,8 @@ def test_run_does_what_the_named_id_does(bundle: Any) -> None:
     for name, run_id in names.items():
         if (bundle.configs / f"{name}.yaml").exists():
             content = ConfigParser.load_config_file(bundle.configs / f"{name}.yaml")
-            assert content["run"] == content[run_id], name
+            steps = content[run_id]
+            assert content["run"][: len(steps)] == steps, name
 
 
 def test_monai_label_finds_what_it_reads(bundle: Any) -> None:

@@ -84,14 +84,23 @@ def test_run_trains_the_same_weights(trained: Any, tmp_path: Path) -> None:
 def test_evaluation_writes_results(trained: Any, run_id: str, tmp_path: Path) -> None:
     files = ("train", "evaluate")
     trained.run(run_id, *files, **trained.tiny(*files, output_dir=str(tmp_path)))
-    with (tmp_path / "metrics.csv").open() as file:
+    metrics = next(tmp_path.rglob("metrics.csv"))
+    with metrics.open() as file:
         rows = list(csv.DictReader(file))
     structures = set(json.loads((trained.dataset / "dataset.json").read_text())["labels"].values()) - {"background"}
     assert {row["structure"] for row in rows} == structures
     assert all(0.0 <= float(row["dice"]) <= 1.0 for row in rows)
-    assert (tmp_path / "summary.txt").read_text().strip()
-    assert (tmp_path / "reliability.csv").is_file()
+    assert metrics.with_name("summary.txt").read_text().strip()
+    assert metrics.with_name("reliability.csv").is_file()
     assert list(tmp_path.rglob("*_pred.nii.gz")) and list(tmp_path.rglob("*_uncertainty.nii.gz"))
+
+
+def test_report_shows_the_run(trained: Any) -> None:
+    files = ("train", "evaluate")
+    trained.run("evaluating", *files, **trained.tiny(*files))
+    trained.run("reporting", *files, **trained.tiny(*files))
+    report = next((trained.folder / "eval").rglob("report.png"))
+    assert report.stat().st_size > 10_000 and report.with_suffix(".csv").is_file()
 
 
 @pytest.mark.parametrize("run_id", ["inferring", "run"])
@@ -103,9 +112,8 @@ def test_inference_answers_in_the_images_own_space(trained: Any, run_id: str, tm
     source = tmp_path / "images" / "somebody.nii.gz"
     source.parent.mkdir()
     nib.save(image, source)
-    overrides = trained.tiny("inference", dataset_dir=str(source.parent), output_dir=str(tmp_path / "out"))
-    del overrides["datalist"]
-    trained.run(run_id, "inference", **overrides)
+    folders = {"dataset_dir": str(source.parent), "output_dir": str(tmp_path / "out")}
+    trained.run(run_id, "inference", **trained.tiny("inference", **folders))
     prediction = nib.Nifti1Image.from_filename(next((tmp_path / "out").rglob("somebody*_pred.nii.gz")))
     uncertainty = nib.Nifti1Image.from_filename(next((tmp_path / "out").rglob("somebody*_uncertainty.nii.gz")))
     for volume in (prediction, uncertainty):
@@ -188,6 +196,7 @@ def test_variants_train(bundle: Any, name: str, variant: str, tmp_path: Path) ->
     if bundle.name != name:
         pytest.skip("another bundle's")
     folders = {"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")}
-    bundle.run("training", "train", variant, **bundle.tiny("train", variant, **folders), max_epochs=1)
+    overrides = bundle.tiny("train", variant, **folders) | bundle.small_network
+    bundle.run("training", "train", variant, **overrides, max_epochs=1)
     assert (tmp_path / "models" / "model.pt").is_file()
     shutil.rmtree(tmp_path / "models")

@@ -70,15 +70,26 @@ def test_skip_features_are_added(spatial_dims: int) -> None:
     )  # fmt: skip
 
 
-def test_skip_features_reach_the_output() -> None:
-    # With every upsampling silenced the bottleneck cannot be heard: what remains came through the skip connections.
+@pytest.mark.parametrize("level", [0, 1, 2, 3])
+def test_every_level_has_its_skip_connection(level: int) -> None:
+    # With the upsampling into a level silenced, nothing coarser can be heard: what that level's encoder still
+    # contributes can only come through its own skip connection.
     network = small(3).eval()
+    ran: list[nn.Module] = []
     for module in network.modules():
-        if isinstance(module, nn.ConvTranspose3d):
-            nn.init.zeros_(module.weight)
-    with torch.no_grad():
-        logits = network(torch.randn(1, 1, 16, 16, 16))
-    assert float(logits.std()) > 1e-4
+        if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
+            module.register_forward_hook(lambda module, _arguments, _answer: ran.append(module))
+    image = torch.randn(1, 1, 16, 16, 16)
+    network(image)
+    width = 4 * 2**level
+    stages = [module for module in ran if isinstance(module, nn.Conv3d) and module.kernel_size[0] == 3]
+    ups = [module for module in ran if isinstance(module, nn.ConvTranspose3d)]
+    nn.init.zeros_(next(up for up in ups if up.out_channels == width).weight)
+    network(image).square().mean().backward()
+    encoder = next(conv for conv in stages if conv.out_channels == width)
+    bottleneck = next(conv for conv in stages if conv.out_channels == 64)
+    assert encoder.weight.grad is not None and float(encoder.weight.grad.abs().max()) > 0.0
+    assert bottleneck.weight.grad is not None and float(bottleneck.weight.grad.abs().max()) == 0.0
 
 
 @pytest.mark.parametrize(("spatial_dims", "kind"), [(2, nn.Dropout2d), (3, nn.Dropout3d)])

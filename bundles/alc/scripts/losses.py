@@ -95,10 +95,15 @@ def select_most_certain(uncertainty: torch.Tensor, k: int) -> torch.Tensor:
     Returns:
         (B,), bool: True where selected.
 
+    Raises:
+        ValueError: when k is out of range.
+
     Example:
         >>> select_most_certain(torch.tensor([0.3, 0.1, 0.2]), 2)
         tensor([False,  True,  True])
     """
+    if not 0 <= k <= len(uncertainty):
+        raise ValueError(f"k must be between 0 and the {len(uncertainty)} images, got {k}.")
     selected = torch.zeros_like(uncertainty, dtype=torch.bool)
     selected[uncertainty.argsort(stable=True)[:k]] = True
     return selected

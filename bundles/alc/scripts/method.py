@@ -23,7 +23,7 @@ class AdaptiveLabelCorrection(Method):
     Args:
         network: the student; it ships.
         passes: m, perturbed teacher passes a step (Eq. 3).
-        selected_fraction: k as a share of the noisy images in the batch, in [0, 1].
+        selected_fraction: k as a share of the noisy images in the batch, in [0, 1]; a half image counts as one.
         alpha: weight of the loss on refined labels.
         beta: weight of the loss on noisy labels.
         consistency: weight of the consistency loss (1 in Eq. 11).
@@ -56,9 +56,10 @@ class AdaptiveLabelCorrection(Method):
             raise ValueError(f"selected_fraction must be in [0, 1], got {selected_fraction}.")
         if not 0.0 <= ema_decay < 1.0:
             raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}.")
+        if input_noise < 0.0:
+            raise ValueError(f"input_noise must be at least 0, got {input_noise}.")
         self.teacher = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
         self.teacher.requires_grad_(False)
-        self.teacher.n_averaged.fill_(1)  # it starts as a copy of the student, which counts as the first average
         self.passes = passes
         self.selected_fraction = selected_fraction
         self.alpha = alpha
@@ -67,6 +68,7 @@ class AdaptiveLabelCorrection(Method):
         self.ramp_scale = ramp_scale
         self.input_noise = input_noise
         self.refine = refine
+        self.train()
 
     def forward(self, batch: dict[str, Any], progress: Progress) -> MethodOutput:
         """Loss terms of a batch.
@@ -100,7 +102,7 @@ class AdaptiveLabelCorrection(Method):
         passes = self._teacher_passes(image)  # Eq. 3
         refined = refine_labels(passes) if self.refine else passes[0].argmax(1, keepdim=True)  # Eqs. 4-6
         uncertainty = sample_uncertainty(passes)  # Eq. 7
-        selected = select_most_certain(uncertainty, round(self.selected_fraction * len(image)))
+        selected = select_most_certain(uncertainty, int(self.selected_fraction * len(image) + 0.5))
         terms = {
             "refined": _mean_loss(logits, refined, selected),  # Eq. 8
             "noisy": _mean_loss(logits, label, ~selected),  # Eq. 9
@@ -131,7 +133,10 @@ class AdaptiveLabelCorrection(Method):
         return self
 
     def after_step(self) -> None:
-        """Moving average of the student's weights and batch-normalisation statistics."""
+        """Moving average of the student's weights and batch-normalisation statistics.
+
+        The first average is the student after its first step, so weights that are loaded late reach the teacher too.
+        """
         self.teacher.update_parameters(self.network)
 
 
