@@ -11,7 +11,7 @@ fail() {
 
 find_python() {
   local candidate version without_venv=""
-  for candidate in ${PYTHON:-python3.12 python3.13 python3.11 python3.10 python3 python}; do
+  for candidate in ${PYTHON:-python3 python3.12 python3.11 python3.13 python3.10 python}; do
     version=$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
     case "$version" in
       3.10 | 3.11 | 3.12 | 3.13) ;;
