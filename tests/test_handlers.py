@@ -1,0 +1,300 @@
+"""Checkpoints, the history and the metrics of cases, on the tiny trainer."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from ignite.metrics import Metric
+from monai.data import MetaTensor
+from monai.engines import SupervisedEvaluator
+from monai.handlers import LrScheduleHandler, ValidationHandler
+
+from common import handlers
+from common.handlers import CaseMetrics, LossProgressBar, RunCheckpoint, TrainingHistory, case_name
+from common.trainer import MethodTrainer
+from tests.tiny import TinyMethod, assert_same_to_the_bit, snapshot, tiny_trainer
+
+
+class Score(Metric):
+    """A metric that is what the function says."""
+
+    def __init__(self, value: Callable[[], float]) -> None:
+        self.value = value
+        super().__init__(output_transform=lambda output: None)
+
+    def reset(self) -> None:
+        pass
+
+    def update(self, output: Any) -> None:
+        pass
+
+    def compute(self) -> float:
+        return self.value()
+
+
+def tiny_validator(network: torch.nn.Module, value: Callable[[], float]) -> SupervisedEvaluator:
+    image = torch.zeros(1, 1, 8, 8)
+    return SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=[{"image": image, "label": image}],
+        network=network,
+        key_val_metric={"score": Score(value)},
+        decollate=False,
+    )
+
+
+class Run:
+    """A whole run, as a config puts it together: validator, scheduler, history, checkpoint."""
+
+    def __init__(
+        self, folder: Path, resume: bool = False, weights: int = 0, value: Any = None, every: int = 1, **arguments: Any
+    ) -> None:
+        torch.manual_seed(weights)
+        self.folder = folder
+        self.method = TinyMethod()
+        network = self.method.network
+        self.validator = tiny_validator(network, value or (lambda: network.layers[0].weight.sum().item()))
+        self.trainer: MethodTrainer = tiny_trainer(self.method, **({"max_epochs": 4} | arguments))
+        scheduler = torch.optim.lr_scheduler.StepLR(self.trainer.optimizer, 5, 0.5)
+        for handler in (
+            LrScheduleHandler(scheduler, print_lr=False, epoch_level=False),
+            ValidationHandler(every, self.validator),
+            TrainingHistory(folder / "history.csv", self.validator, tensorboard=False),
+            RunCheckpoint(folder, folder, network, self.validator, scheduler, resume),
+        ):
+            handler.attach(self.trainer)
+
+    def go(self) -> Run:
+        self.trainer.run()
+        return self
+
+    def fail_at(self, iteration: int) -> None:
+        def fail(engine: Engine) -> None:
+            raise InterruptedError(f"iteration {iteration}")
+
+        self.trainer.add_event_handler(Events.ITERATION_STARTED(once=iteration), fail)
+        with pytest.raises(InterruptedError):
+            self.trainer.run()
+
+    def load(self, name: str) -> Any:
+        return torch.load(self.folder / name, weights_only=True)
+
+    def history(self) -> list[dict[str, str]]:
+        with (self.folder / "history.csv").open() as file:
+            return list(csv.DictReader(file))
+
+
+# RunCheckpoint
+
+
+def test_a_run_leaves_its_weights(tmp_path: Path) -> None:
+    run = Run(tmp_path).go()
+    assert {path.name for path in tmp_path.iterdir()} == {"model.pt", "final.pt", "last.pt", "history.csv"}
+    assert_same_to_the_bit(run.load("final.pt"), snapshot(run.method.network))
+    last = run.load("last.pt")
+    assert (last["epoch"], last["iteration"]) == (4, 12)
+    assert_same_to_the_bit(last["method"], snapshot(run.method))
+
+
+def test_model_is_the_best_epochs(tmp_path: Path) -> None:
+    values = iter([0.1, 0.7, 0.3, 0.5])
+    run = Run(tmp_path, value=lambda: next(values))
+    weights: list[dict[str, torch.Tensor]] = []
+    run.trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda _: weights.append(snapshot(run.method.network)))
+    run.go()
+    assert_same_to_the_bit(run.load("model.pt"), weights[1])
+    last = run.load("last.pt")
+    assert (last["best_metric"], last["best_metric_epoch"]) == (0.7, 2)
+
+
+def test_validation_now_and_then(tmp_path: Path) -> None:
+    """An epoch without validation is never taken for the best."""
+    values = iter([0.2, 0.1])
+    run = Run(tmp_path, value=lambda: next(values), every=2)
+    weights: list[dict[str, torch.Tensor]] = []
+    run.trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda _: weights.append(snapshot(run.method.network)))
+    run.go()
+    assert_same_to_the_bit(run.load("model.pt"), weights[1])
+    validated = [(row["epoch"], row["value"]) for row in run.history() if row["name"] == "validation/score"]
+    assert validated == [("2", "0.2"), ("4", "0.1")]
+
+
+def test_a_run_without_validation_does_not_pass_off_an_earlier_model(tmp_path: Path) -> None:
+    Run(tmp_path).go()
+    run = Run(tmp_path, weights=1, every=100).go()
+    assert_same_to_the_bit(run.load("model.pt"), snapshot(run.method.network))
+
+
+@pytest.mark.parametrize("iteration", [4, 8, 9, 12])
+def test_resumed_is_the_same_as_uninterrupted(iteration: int, tmp_path: Path) -> None:
+    """Iterations 4 and 12 begin and end an epoch; 8 and 9 are within one."""
+    whole = Run(tmp_path / "whole").go()
+    Run(tmp_path / "broken").fail_at(iteration)
+    resumed = Run(tmp_path / "broken", resume=True, weights=1)
+    assert resumed.trainer.state.epoch == (iteration - 1) // 3
+    resumed.go()
+    assert_same_to_the_bit(snapshot(resumed.method), snapshot(whole.method))
+    expected, state = whole.load("last.pt"), resumed.load("last.pt")
+    torch.testing.assert_close(state.pop("optimizer"), expected.pop("optimizer"), rtol=0, atol=0)
+    assert_same_to_the_bit(state.pop("method"), expected.pop("method"))
+    assert state == expected
+    assert_same_to_the_bit(resumed.load("model.pt"), whole.load("model.pt"))
+    assert (tmp_path / "broken/history.csv").read_bytes() == (tmp_path / "whole/history.csv").read_bytes()
+
+
+def test_the_skips_of_a_run_are_counted_across_resuming(tmp_path: Path) -> None:
+    run = Run(tmp_path, max_epochs=1)
+    run.trainer.skipped_steps = 2
+    run.go()
+    assert Run(tmp_path, resume=True, max_epochs=1).trainer.skipped_steps == 2
+
+
+@pytest.mark.parametrize("changed", [{"max_epochs": 5}, {"epoch_length": 2}, {"seed": 7}])
+def test_resuming_another_schedule_is_refused(changed: dict[str, int], tmp_path: Path) -> None:
+    Run(tmp_path).go()
+    name, value = next(iter(changed.items()))
+    with pytest.raises(ValueError, match=rf"has {name} \d+, the config {value}.*--{name} \d+, or start a new run"):
+        Run(tmp_path, resume=True, **changed)
+
+
+def test_checkpoints_now_and_then_and_at_the_end(tmp_path: Path) -> None:
+    method = TinyMethod()
+    checkpoint = RunCheckpoint(tmp_path, tmp_path, method.network, save_interval=2)
+    trainer = tiny_trainer(method, max_epochs=3, train_handlers=[checkpoint])
+    epochs: list[int] = []
+    trainer.add_event_handler(
+        Events.EPOCH_COMPLETED,
+        lambda _: epochs.append(torch.load(tmp_path / "last.pt")["epoch"] if (tmp_path / "last.pt").exists() else 0),
+    )
+    trainer.run()
+    assert epochs == [0, 2, 3]
+
+
+def test_other_processes_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handlers, "is_first_rank", lambda: False)
+    Run(tmp_path / "run").go()
+    assert not (tmp_path / "run").exists()
+
+
+# TrainingHistory
+
+
+def test_history_has_every_scalar_of_every_iteration(tmp_path: Path) -> None:
+    rows = Run(tmp_path).go().history()
+    assert list(rows[0]) == ["iteration", "epoch", "name", "value"]
+    names = {"loss/fit", "loss/size", "loss/total", "weight/fit", "weight/size", "monitor/mean", "learning_rate"}
+    for iteration in range(1, 13):
+        here = {row["name"]: row for row in rows if row["iteration"] == str(iteration)}
+        assert set(here) == (names | {"validation/score"} if iteration % 3 == 0 else names)
+        assert {row["epoch"] for row in here.values()} == {str((iteration - 1) // 3 + 1)}
+    assert all(math.isfinite(float(row["value"])) for row in rows)
+
+
+def test_history_is_kept_when_training_fails(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.fail_at(5)
+    assert {row["iteration"] for row in run.history()} == {"1", "2", "3", "4"}
+
+
+def test_a_new_run_starts_a_new_history(tmp_path: Path) -> None:
+    Run(tmp_path).go()
+    run = Run(tmp_path, max_epochs=1).go()
+    assert {row["epoch"] for row in run.history()} == {"1"}
+    kept = list((tmp_path / "previous").rglob("history.csv"))
+    assert len(kept) == 1 and kept[0].read_text().count("loss/total") == 12
+
+
+def test_tensorboard_gets_the_same(tmp_path: Path) -> None:
+    history = TrainingHistory(tmp_path / "history.csv")
+    tiny_trainer(max_epochs=1, train_handlers=[history]).run()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == {name for _, _, name, _ in history.rows}
+    expected = [value for _, _, name, value in history.rows if name == "loss/total"]
+    assert [event.value for event in events.Scalars("loss/total")] == pytest.approx(expected)
+
+
+# LossProgressBar
+
+
+def test_the_progress_bar_shows_every_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_trainer(max_epochs=1, train_handlers=[LossProgressBar()]).run()
+    shown = capsys.readouterr().err
+    assert all(f"{name}=" in shown for name in ("fit", "size", "total"))
+    assert "weight" not in shown and "monitor" not in shown
+
+
+def test_one_process_alone_shows_a_progress_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handlers, "is_first_rank", lambda: False)
+    tiny_trainer(max_epochs=1, train_handlers=[LossProgressBar()]).run()
+    assert "fit=" not in capsys.readouterr().err
+
+
+# CaseMetrics
+
+
+def evaluate(folder: Path, affine: torch.Tensor, label_in_output: bool = True) -> list[dict[str, str]]:
+    """Measure two cases: the first right, in the second one slice of a structure is missing."""
+    label = torch.zeros(1, 6, 6, 6)
+    label[0, 1:5, 1:5, 1:5] = 1
+    worse = label.clone()
+    worse[0, 1] = 0
+    step = []
+    for number, prediction in enumerate((label, worse)):
+        pred = MetaTensor(prediction, affine=affine, meta={"filename_or_obj": f"/data/case_{number}.nii.gz"})
+        output = {"pred": pred, "probabilities": torch.cat([1 - prediction, prediction])}
+        reference = {"label": MetaTensor(label, affine=affine)}
+        step.append((reference, output | reference if label_in_output else output))
+
+    def measure(engine: Engine, batch: Any) -> list[dict[str, Any]]:
+        engine.state.batch = [reference for reference, _ in batch]
+        return [output for _, output in batch]
+
+    evaluator = Engine(measure)
+    CaseMetrics(folder, {0: "background", 1: "body"}).attach(evaluator)
+    evaluator.run([step[:1], step[1:]])
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("label_in_output", [True, False])
+def test_case_metrics_in_millimetres(label_in_output: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = evaluate(tmp_path, torch.diag(torch.tensor([2.0, 1.0, 1.5, 1.0])), label_in_output)
+    assert [(row["case"], row["structure"], row["unit"]) for row in rows] == [
+        ("case_0", "body", "mm"),
+        ("case_1", "body", "mm"),
+    ]
+    assert [float(row["dice"]) for row in rows] == pytest.approx([1.0, 2 * 48 / (48 + 64)], abs=1e-6)
+    assert float(rows[0]["hd95"]) == 0.0
+    assert float(rows[1]["hd95"]) == pytest.approx(2.0), "one voxel of 2 mm"
+    summary = (tmp_path / "summary.txt").read_text()
+    assert "body" in summary and summary.strip() in capsys.readouterr().out
+    assert (tmp_path / "reliability.csv").is_file()
+
+
+def test_case_metrics_without_voxel_size(tmp_path: Path) -> None:
+    rows = evaluate(tmp_path, torch.eye(4))
+    assert {row["unit"] for row in rows} == {"voxel"}
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("/data/case_1.nii.gz", "case_1"),
+        ("case.1.nii", "case.1"),
+        (["/data/case_1_flair.nii.gz", "/data/case_1_t1.nii.gz"], "case_1_flair"),
+    ],
+)
+def test_case_name(source: Any, name: str) -> None:
+    assert case_name({"filename_or_obj": source}) == name
