@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 
+from .data.meta import case_name, voxel_size
 from .files import atomic_path, save_atomically
 from .metrics import CaseTable
 from .runs import RESUME_FILE, is_first_rank, start_run
@@ -264,7 +264,7 @@ class CaseMetrics:
                 case=case_name(output["pred"].meta),
                 prediction=output["pred"][0].cpu().numpy(),
                 reference=label[0].cpu().numpy(),
-                spacing=_spacing(label),
+                spacing=voxel_size(label),
                 probabilities=output["probabilities"].cpu().numpy(),
             )
 
@@ -275,17 +275,3 @@ class CaseMetrics:
         with atomic_path(self.folder / "summary.txt") as temporary:
             temporary.write_text(text + "\n")
         print(text)
-
-
-def case_name(meta: dict[str, Any]) -> str:
-    """Name of a case: the file name of its (first) image without its ending."""
-    source: str | Sequence[str] = meta["filename_or_obj"]
-    name = Path(source if isinstance(source, str) else source[0]).name
-    return name.removesuffix(".gz").removesuffix(".nii")
-
-
-def _spacing(label: Any) -> tuple[float, ...] | None:
-    """Voxel size in mm; None where the file has no affine of its own (identity), so that distances are in voxels."""
-    if torch.equal(label.affine.double().cpu(), torch.eye(4, dtype=torch.float64)):
-        return None
-    return tuple(float(size) for size in label.pixdim)

@@ -111,7 +111,9 @@ def _zoom(
     return window[0], window[1]
 
 
-def load_case(predictions_dir: Path, case: str) -> CasePicture | None:
+def load_case(
+    predictions_dir: Path, case: str, prediction: str = "pred", uncertainty: str = "uncertainty"
+) -> CasePicture | None:
     """Read a case's pictures, ``<case>/<case>_{image,label,pred,uncertainty}.nii.gz``, and cut the slice to show.
 
     The slice is across the axis of the thickest slices (axial when equal), where :func:`pick_slice` says, turned as
@@ -121,6 +123,8 @@ def load_case(predictions_dir: Path, case: str) -> CasePicture | None:
     Args:
         predictions_dir: folder of the cases' folders.
         case: its name.
+        prediction: what the file of the prediction is called, after the case's name.
+        uncertainty: likewise that of the uncertainty map.
 
     Returns:
         the slice, or None when there is no image.
@@ -131,8 +135,8 @@ def load_case(predictions_dir: Path, case: str) -> CasePicture | None:
     image, spacing = _read_volume(Path(f"{stem}_image.nii.gz"))
     found: dict[str, NDArray[np.float32] | None] = {}
     problems = []
-    for kind in ("label", "pred", "uncertainty"):
-        path = Path(f"{stem}_{kind}.nii.gz")
+    for kind, name in (("label", "label"), ("pred", prediction), ("uncertainty", uncertainty)):
+        path = Path(f"{stem}_{name}.nii.gz")
         found[kind] = _read_volume(path)[0] if path.is_file() else None
         volume = found[kind]
         if volume is not None and volume.shape != image.shape:
@@ -149,12 +153,12 @@ def load_case(predictions_dir: Path, case: str) -> CasePicture | None:
     plane = np.take(image, index, axis=axis).T[::-1, ::-1]
     pixel = (spacing[down], spacing[across])
     zoom = _zoom((planes["label"], planes["pred"]), (plane.shape[0], plane.shape[1]), pixel)
-    label, prediction, uncertainty = (None if p is None else p[zoom] for p in planes.values())
+    label, predicted, uncertain = (None if p is None else p[zoom] for p in planes.values())
     return CasePicture(
         image=plane[zoom],
         label=None if label is None else label.astype(np.int64),
-        prediction=None if prediction is None else prediction.astype(np.int64),
-        uncertainty=uncertainty,
+        prediction=None if predicted is None else predicted.astype(np.int64),
+        uncertainty=uncertain,
         spacing=pixel,
         window=(float(np.percentile(image, 1)), float(np.percentile(image, 99))),
         where=f"{_VIEWS[axis]} slice {index + 1} of {image.shape[axis]}",

@@ -1,0 +1,217 @@
+"""Runs the label audit over a data set and writes what it finds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from monai.data import decollate_batch, list_data_collate
+from monai.transforms import LoadImage
+from scipy.stats import spearmanr
+from tqdm import tqdm
+
+from common.data import DataError
+from common.data.faults import Fault
+from common.data.meta import case_name, voxel_size
+from common.data.transforms import SaveNiftid
+from common.files import atomic_path
+from common.metrics import write_rows
+from common.report import case_legend, draw_case
+from common.report_cases import draw_caption, draw_scale_bar, load_case
+
+from .audit import auroc, disagreement, mean_dice, near_foreground, propose_label, suspicion, volumes
+
+COLUMNS = ("rank", "case", "score", "structure", "structure_score", "too_much", "too_little", "unit", "verdict")
+MEASURED = ("case", "score", "dice_label", "dice_proposed", "auroc_image", "auroc_near")
+QUALITIES = ("noisy", "clean", "all")
+
+
+class LabelAudit:
+    """Audit the labels of a data set with a trained network.
+
+    Writes to ``output_dir``: ``audit.csv``, cases ranked by how suspect their labels are; for each case its image,
+    label, ``<case>_suspect.nii.gz`` (probability that a voxel's label is wrong) and ``<case>_proposed.nii.gz``, all in
+    the label's space; ``audit.png``, the most suspect ones. Where records carry a ``reference`` (simulated noise, say)
+    it measures itself: ``audit_measured.csv`` and a printed summary.
+
+    Args:
+        network: trained.
+        records: of the data set.
+        quality: audit the labels said to be ``noisy``, ``clean``, or ``all``.
+        preprocessing: of ``image`` and ``label``; leaves ``label`` in its own space and a copy of the image ``shown``.
+        inferer: a MONAI inferer.
+        postprocessing: turns logits ``pred`` into probabilities in the label's space.
+        structures: names by class number.
+        output_dir: folder to write to.
+        device: where to run.
+        confidence: least probability that overrules a label in the proposal, in [0, 1].
+        shown: cases on the page.
+
+    Raises:
+        DataError: when no record has such a label.
+    """
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        records: Sequence[dict[str, Any]],
+        quality: str,
+        preprocessing: Any,
+        inferer: Any,
+        postprocessing: Any,
+        structures: Mapping[int, str],
+        output_dir: str | os.PathLike[str],
+        device: str | torch.device = "cpu",
+        confidence: float = 0.5,
+        shown: int = 6,
+    ) -> None:
+        if quality not in QUALITIES:
+            raise ValueError(f"quality: {quality!r} is unknown. Choose {', '.join(QUALITIES)}.")
+        labelled = [record for record in records if "label" in record]
+        self.records = [r for r in labelled if quality in ("all", r.get("label_quality", "clean"))]
+        if not self.records:
+            fix = "name another section by --section, or audit all labels by --quality all"
+            raise DataError([Fault("audit", f"the section has no records whose label is {quality}", fix)])
+        self.network = network.to(device).eval()
+        self.preprocessing, self.inferer, self.postprocessing = preprocessing, inferer, postprocessing
+        self.structures = {int(value): name for value, name in structures.items() if int(value) != 0}
+        self.folder = Path(output_dir)
+        self.device = torch.device(device)
+        self.confidence = confidence
+        self.shown = shown
+        self.rows: list[dict[str, Any]] = []
+        self.measured: list[dict[str, Any]] = []
+
+    def run(self) -> None:
+        """Audit every case and write the results."""
+        scores: dict[str, float] = {}
+        for record in tqdm(self.records, desc="Auditing labels"):
+            item = self.preprocessing(record)
+            case = case_name(item["label"].meta if isinstance(record["image"], list) else item["image"].meta)
+            scores[case] = self._audit(case, item, record.get("reference"))
+        order = sorted(scores, key=lambda case: (-scores[case], case))
+        for row in self.rows:
+            row["rank"] = order.index(row["case"]) + 1
+        write_rows(sorted(self.rows, key=lambda row: row["rank"]), self.folder / "audit.csv", COLUMNS)
+        self._draw_page(order[: self.shown], scores)
+        print(f"{len(order)} labels audited; the most suspect: {', '.join(order[:5])}. Results are in {self.folder}")
+        if self.measured:
+            write_rows(self.measured, self.folder / "audit_measured.csv", MEASURED)
+            print(self.summary())
+
+    def summary(self) -> str:
+        """What was measured against the references, in words."""
+        rows = self.measured
+        correlation = spearmanr([r["score"] for r in rows], [1 - r["dice_label"] for r in rows]).statistic
+        means = {name: _mean([r[name] for r in rows]) for name in MEASURED[2:]}
+        return (
+            f"measured on {len(rows)} labels with a known reference:\n"
+            f"  AUROC of suspect voxels, mean over cases: whole image {means['auroc_image']:.4f}, "
+            f"within 3 voxels of the foreground {means['auroc_near']:.4f}\n"
+            f"  Spearman correlation of case score and 1 - Dice of the label: {correlation:.3f}\n"
+            f"  Dice against the reference: label {means['dice_label']:.4f}, proposed {means['dice_proposed']:.4f}"
+        )
+
+    @torch.no_grad()
+    def _probabilities(self, item: dict[str, Any]) -> np.ndarray:
+        """(C, *S) in the label's space."""
+        image = item["image"][None].to(self.device)
+        with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
+            logits = self.inferer(image, self.network).float().cpu()
+        batch = decollate_batch(list_data_collate([{"image": item["image"]}]))[0]
+        return self.postprocessing({**batch, "pred": logits[0]})["pred"].cpu().numpy()
+
+    def _audit(self, case: str, item: dict[str, Any], reference: str | None) -> float:
+        probabilities = self._probabilities(item)
+        label = item["label"][0].cpu().numpy().astype(np.uint8)
+        suspect = suspicion(probabilities, label)
+        proposed = propose_label(probabilities, label, self.confidence)
+        self._save(item, suspect, proposed)
+        parts = {value: disagreement(probabilities, label, value) for value in self.structures}
+        score = float(np.mean(list(parts.values())))
+        size = voxel_size(item["label"])
+        unit, volume = ("voxel", 1.0) if size is None else ("ml", float(np.prod(size)) / 1000.0)
+        for value, name in self.structures.items():
+            much, little = volumes(label, proposed, value)
+            verdict = "too large" if much > 2 * little else "too small" if little > 2 * much else "misplaced"
+            self.rows.append(
+                {
+                    "case": case,
+                    "score": score,
+                    "structure": name,
+                    "structure_score": parts[value],
+                    "too_much": much * volume,
+                    "too_little": little * volume,
+                    "unit": unit,
+                    "verdict": verdict if much + little else "as the model sees it",
+                }
+            )
+        if reference is not None:
+            true = LoadImage(image_only=True, ensure_channel_first=True)(reference)[0].numpy().astype(np.uint8)
+            self.measured.append({"case": case, "score": score, **self._measure(suspect, label, proposed, true)})
+        return score
+
+    def _measure(
+        self, suspect: np.ndarray, label: np.ndarray, proposed: np.ndarray, true: np.ndarray
+    ) -> dict[str, float | None]:
+        wrong, near = label != true, near_foreground(label, true)
+        return {
+            "dice_label": mean_dice(label, true, self.structures),
+            "dice_proposed": mean_dice(proposed, true, self.structures),
+            "auroc_image": auroc(suspect, wrong),
+            "auroc_near": auroc(suspect[near], wrong[near]),
+        }
+
+    def _save(self, item: dict[str, Any], suspect: np.ndarray, proposed: np.ndarray) -> None:
+        def like_label(values: np.ndarray) -> Any:
+            copy = item["label"].clone()
+            copy.meta["filename_or_obj"] = item["image"].meta["filename_or_obj"]
+            copy.array = torch.as_tensor(values)[None]
+            return copy
+
+        label = item["label"].cpu().numpy()[0]
+        arrays = {"label": label, "proposed": proposed, "suspect": suspect}
+        maps = {name: like_label(values) for name, values in arrays.items()} | {"image": item["shown"]}
+        for name, value in maps.items():
+            dtype = "uint8" if name in ("label", "proposed") else "float32"
+            SaveNiftid(name, str(self.folder), name, dtype)({name: value})
+
+    def _draw_page(self, cases: Sequence[str], scores: Mapping[str, float]) -> None:
+        """A row a case: label in its image, proposed label beside it, suspicion."""
+        figure = Figure(figsize=(8.3, 0.9 + 2.6 * len(cases)), dpi=150, layout="constrained")
+        figure.suptitle("Most suspect labels", fontsize=13, fontweight="bold")
+        axes = figure.subplots(len(cases), 3, squeeze=False)
+        colours = None
+        for row, case in zip(axes, cases, strict=True):
+            picture = load_case(self.folder, case, prediction="proposed", uncertainty="suspect")
+            assert picture is not None and picture.label is not None and picture.prediction is not None
+            aspect = picture.spacing[0] / picture.spacing[1]
+            common: dict[str, Any] = {"aspect": aspect, "labels": self.structures, "window": picture.window}
+            draw_case(row[0], picture.image, {"label": picture.label}, filled=("label",), **common)
+            draw_caption(row[0], "label as given")
+            draw_scale_bar(row[0], picture)
+            masks = {"proposed": picture.prediction, "label": picture.label}
+            white: dict[str, Any] = {"outlines": {"label": "white"}, "line_width": 0.8}
+            draw_case(row[1], picture.image, masks, filled=("proposed",), **white, **common)
+            draw_caption(row[1], "proposed, label as given in white")
+            overlay: dict[str, Any] = {"overlay": picture.uncertainty, "overlay_range": (0.0, 1.0)}
+            colours = draw_case(row[2], picture.image, {"label": picture.label}, **overlay, **white, **common)
+            draw_caption(row[2], "suspicion")
+            row[0].set_title(f"{case}, score {scores[case]:.3f}, {picture.where}", loc="left", fontsize=8)
+        if colours is not None:
+            bar = figure.colorbar(colours, ax=axes[:, 2], shrink=0.6)
+            bar.set_label("probability that the label is wrong", fontsize=8)
+        legend = case_legend(self.structures)
+        figure.legend(handles=legend, loc="outside lower left", ncols=len(legend), frameon=False, fontsize=8)
+        with atomic_path(self.folder / "audit.png") as temporary:
+            figure.savefig(temporary)
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else float("nan")
