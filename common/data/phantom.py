@@ -19,7 +19,7 @@ from .faults import DataError, Fault
 from .phantom_labels import apply_rater, apply_scribble, sample_rater, sample_scribble
 from .simulators import apply_noise, sample_noise, settle_noise
 
-VERSION = 2
+VERSION = 3
 KINDS = ("dense", "noisy", "unlabelled", "scribbles", "raters")
 LABELS = {"0": "background", "1": "body", "2": "lobe", "3": "cap"}
 SPACING = (1.0, 1.0, 1.5)  # mm
@@ -29,8 +29,8 @@ RATERS = 3
 _CASES = {"training": 20, "validation": 4, "test": 4}
 _FULLY_LABELLED = 4  # training cases with a trusted label in the kinds noisy, unlabelled and raters
 _BACKGROUND = 0.25
-_INTENSITIES = {1: 0.65, 2: 0.45, 3: 0.90}  # before bias field and noise; look-alikes share them
-_BIAS = 0.15  # largest relative change by the bias field
+_INTENSITIES = {1: 0.62, 2: 0.43, 3: 1.00}  # before bias field and noise; look-alikes share them
+_BIAS = 0.10  # largest relative change by the bias field
 _RICIAN_SIGMA = 0.05
 _LOOK_ALIKES = (2, 4)  # smallest and largest number a case
 # least and greatest radii of cap, lobe and body, as shares of the image's half length

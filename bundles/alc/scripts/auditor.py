@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from monai.data import decollate_batch, list_data_collate
+from monai.data import MetaTensor, decollate_batch, list_data_collate
 from monai.transforms import LoadImage
 from scipy.stats import spearmanr
 from tqdm import tqdm
@@ -169,10 +169,8 @@ class LabelAudit:
 
     def _save(self, item: dict[str, Any], suspect: np.ndarray, proposed: np.ndarray) -> None:
         def like_label(values: np.ndarray) -> Any:
-            copy = item["label"].clone()
-            copy.meta["filename_or_obj"] = item["image"].meta["filename_or_obj"]
-            copy.array = torch.as_tensor(values)[None]
-            return copy
+            meta = {**item["label"].meta, "filename_or_obj": item["image"].meta["filename_or_obj"]}
+            return MetaTensor(torch.as_tensor(values)[None], meta=meta)
 
         label = item["label"].cpu().numpy()[0]
         arrays = {"label": label, "proposed": proposed, "suspect": suspect}
