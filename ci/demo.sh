@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a fresh clone to results: set up if needed, then train `alc` on the built-in phantom, evaluate it, write the
-# report and segment one image. Can be run again: earlier weights and logs are kept in bundles/alc/models/previous.
+# report, segment one image and audit the noisy labels. Can be run again: earlier weights and logs are kept in bundles/alc/models/previous.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash ci/setup.sh
@@ -18,6 +18,8 @@ echo "== writing the report"
 python -m monai.bundle run reporting --config_file "$evaluation"
 echo "== segmenting $image"
 python -m monai.bundle run inferring --config_file bundles/alc/configs/inference.yaml --dataset_dir "$image"
+echo "== auditing the noisy labels"
+python -m monai.bundle run auditing --config_file "['bundles/alc/configs/train.yaml','bundles/alc/configs/audit.yaml']"
 
 cat <<END
 
@@ -26,5 +28,6 @@ Done in $((SECONDS - started)) seconds. Results:
   metrics       bundles/alc/eval/test/summary.txt, metrics.csv (per case and structure)
   report        bundles/alc/eval/test/report.png, report.csv
   segmentation  bundles/alc/eval/inference (label map and uncertainty map of $image)
+  label audit   bundles/alc/eval/audit/audit.png, audit.csv, and per case the suspect voxels and a proposed label
   loss curves   .venv/bin/tensorboard --logdir bundles/alc/eval
 END
