@@ -19,7 +19,7 @@ from .faults import DataError, Fault
 from .phantom_labels import apply_rater, apply_scribble, sample_rater, sample_scribble
 from .simulators import apply_noise, sample_noise, settle_noise
 
-VERSION = 3
+VERSION = 4
 KINDS = ("dense", "noisy", "unlabelled", "scribbles", "raters")
 LABELS = {"0": "background", "1": "body", "2": "lobe", "3": "cap"}
 SPACING = (1.0, 1.0, 1.5)  # mm
@@ -47,7 +47,7 @@ def make_phantom(
     seed: int = 0,
     cases: Mapping[str, int] | None = None,
     shape: tuple[int, int, int] = (48, 48, 32),
-    noise_radius: tuple[float, float] = (1.0, 3.0),
+    noise_radius: tuple[float, float] = (1.0, 2.0),
 ) -> Path:
     """Write a phantom data set: images, labels and ``dataset.json`` with relative paths.
 
