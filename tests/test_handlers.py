@@ -60,7 +60,7 @@ class Run:
         self.folder = folder
         self.method = TinyMethod()
         network = self.method.network
-        self.validator = tiny_validator(network, value or (lambda: network.layers[0].weight.sum().item()))
+        self.validator = tiny_validator(network, value or (lambda: next(network.parameters()).sum().item()))
         self.trainer: MethodTrainer = tiny_trainer(self.method, **({"max_epochs": 4} | arguments))
         scheduler = torch.optim.lr_scheduler.StepLR(self.trainer.optimizer, 5, 0.5)
         for handler in (

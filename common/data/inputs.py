@@ -82,7 +82,7 @@ def _from_json(path: Path, dataset_dir: str | os.PathLike[str] | None) -> list[d
     records, faults = [], []
     for number, item in enumerate(items):
         image = item.get("image") if isinstance(item, dict) else item
-        names = image if isinstance(image, list) else [image]
+        names: list[Any] = image if isinstance(image, list) else [image]
         if not names or not all(isinstance(name, str) and name for name in names):
             faults.append(Fault(f"{path}, item {number}", "names no image", "give a path, or a record with `image`"))
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ OBLIQUE[:3, 3] = (5.0, -7.0, 3.0)
 
 @pytest.mark.parametrize(("quality", "clean"), [(None, True), ("clean", True), ("noisy", False)])
 def test_clean_labels_are_marked(quality: str | None, clean: bool) -> None:
-    record = {"image": "a"} | ({"label_quality": quality} if quality else {})
+    record: dict[Hashable, Any] = {"image": "a"}
+    if quality is not None:
+        record["label_quality"] = quality
     marked = MarkCleanLabeld()(record)
     assert marked["clean"].dtype is torch.bool and bool(marked["clean"]) is clean
     assert "clean" not in record, "the record itself is left alone"
@@ -47,7 +50,7 @@ def test_clean_labels_are_marked(quality: str | None, clean: bool) -> None:
         {},
     ],
 )
-def test_resampling_survives_what_stands_beside_the_image(beside: dict[str, Any]) -> None:
+def test_resampling_survives_what_stands_beside_the_image(beside: dict[Hashable, Any]) -> None:
     image = MetaTensor(torch.rand(1, 4, 4, 4), affine=torch.eye(4), meta={"filename_or_obj": "/data/a.nii.gz"})
     out = Resampled("image", pixdim=(0.5, 1.0, 2.0))({"image": image, "image_id": "a", **beside})
     assert out["image"].pixdim.tolist() == pytest.approx([0.5, 1.0, 2.0])

@@ -30,12 +30,13 @@ def test_suspicion_disagreement_and_proposal_against_loops(classes: int, dims: i
     suspect = suspicion(probabilities, label)
     proposed = propose_label(probabilities, label, 0.6)
     for place in np.ndindex(*shape):
-        column = [float(probabilities[(c, *place)]) for c in range(classes)]
+        column = [float(channel[place]) for channel in probabilities]
         assert suspect[place] == pytest.approx(1 - column[label[place]], abs=1e-6)
         assert proposed[place] == (int(np.argmax(column)) if max(column) >= 0.6 else label[place])
     for structure in range(1, classes):
-        overlap = sum(float(probabilities[(structure, *p)]) for p in np.ndindex(*shape) if label[p] == structure)
-        total = sum(float(probabilities[(structure, *p)]) + (label[p] == structure) for p in np.ndindex(*shape))
+        seen = probabilities[structure]
+        overlap = sum(float(seen[p]) for p in np.ndindex(*shape) if label[p] == structure)
+        total = sum(float(seen[p]) + (label[p] == structure) for p in np.ndindex(*shape))
         assert disagreement(probabilities, label, structure) == pytest.approx(1 - 2 * overlap / total)
 
 
@@ -98,7 +99,15 @@ def audit_of(folder: Path, quality: str = "noisy", **changes: Any) -> LabelAudit
         ]
     )
     return LabelAudit(
-        Oracle(), records, quality, preprocessing, SimpleInferer(), postprocessing, STRUCTURES, folder / "out", **changes
+        Oracle(),
+        records,
+        quality,
+        preprocessing,
+        SimpleInferer(),
+        postprocessing,
+        STRUCTURES,
+        folder / "out",
+        **changes,
     )
 
 
