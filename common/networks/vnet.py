@@ -19,7 +19,7 @@ class VNet(nn.Module):
 
     Source: Milletari et al., 3DV 2016, in the variant of the left-atrium benchmarks that came after it.
 
-    The weights are kept in channels-last order, in which convolutions of this size run about twice as fast on a CPU
+    The weights are kept in channels-last order, in which convolutions of this size run faster on a CPU
     without changing a value.
 
     Args:
