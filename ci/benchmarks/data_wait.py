@@ -38,7 +38,7 @@ def main(
         trainer = parser.get_parsed_content("train#trainer")
         marks: list[tuple[str, float]] = []
         for event in (Events.GET_BATCH_STARTED, Events.GET_BATCH_COMPLETED, Events.ITERATION_COMPLETED):
-            trainer.add_event_handler(event, lambda event=event: marks.append((event.name, time.perf_counter())))
+            trainer.add_event_handler(event, lambda _, event=event: marks.append((event.name, time.perf_counter())))
         trainer.run()
     waiting, total = _waiting(marks)
     print(f"{steps - 1} steps: {total:.2f} s, of which waiting for data {waiting:.2f} s: {100 * waiting / total:.1f}%")
