@@ -28,6 +28,7 @@ class AdaptiveLabelCorrection(Method):
         beta: weight of the loss on noisy labels.
         consistency: weight of the consistency loss (1 in Eq. 11).
         ramp_scale: largest value of lambda(t); 0 leaves only the clean loss.
+        ramp_length: share of the training over which lambda(t) rises, in (0, 1]; constant afterwards.
         ema_decay: decay of the teacher's moving average, in [0, 1).
         input_noise: standard deviation of the noise on the teacher's input, in units of the normalised image.
         refine: weigh the passes as in Eq. 6; otherwise one pass gives the pseudo-label.
@@ -45,6 +46,7 @@ class AdaptiveLabelCorrection(Method):
         beta: float = 2.0,
         consistency: float = 1.0,
         ramp_scale: float = 1.0,
+        ramp_length: float = 1.0,
         ema_decay: float = 0.99,
         input_noise: float = 0.1,
         refine: bool = True,
@@ -54,6 +56,8 @@ class AdaptiveLabelCorrection(Method):
             raise ValueError(f"passes must be at least 1, got {passes}.")
         if not 0.0 <= selected_fraction <= 1.0:
             raise ValueError(f"selected_fraction must be in [0, 1], got {selected_fraction}.")
+        if not 0.0 < ramp_length <= 1.0:
+            raise ValueError(f"ramp_length must be in (0, 1], got {ramp_length}.")
         if not 0.0 <= ema_decay < 1.0:
             raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}.")
         if input_noise < 0.0:
@@ -66,6 +70,7 @@ class AdaptiveLabelCorrection(Method):
         self.beta = beta
         self.consistency = consistency
         self.ramp_scale = ramp_scale
+        self.ramp_length = ramp_length
         self.input_noise = input_noise
         self.refine = refine
         self.train()
@@ -84,7 +89,7 @@ class AdaptiveLabelCorrection(Method):
         logits = self.network(image)
         terms = {"clean": LossTerm(_mean_loss(logits, label, clean), 1.0)}  # Eq. 1
         monitors: dict[str, torch.Tensor] = {}
-        weight = self.ramp_scale * gaussian_ramp_up(progress.fraction)
+        weight = self.ramp_scale * gaussian_ramp_up(progress.fraction / self.ramp_length)
         if weight > 0.0:
             noisy = ~clean
             noisy_terms, monitors = self._learn_from_noisy(image[noisy], logits[noisy], label[noisy])

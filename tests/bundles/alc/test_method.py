@@ -271,6 +271,12 @@ def test_weights_follow_the_ramp(progress: int) -> None:
     assert weights == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("progress", "risen"), [(10, 0.4), (25, 1.0), (80, 1.0)])
+def test_ramp_may_end_before_the_training(progress: int, risen: float) -> None:
+    output = step(make_method(ramp_scale=0.3, ramp_length=0.25), make_batch(), Progress(progress, 100))
+    assert output.terms["consistency"].weight == pytest.approx(0.3 * math.exp(-5.0 * (1.0 - risen) ** 2))
+
+
 # --- batches of every kind
 
 
@@ -349,6 +355,7 @@ def test_state_holds_student_and_teacher() -> None:
         {"selected_fraction": -0.1},
         {"selected_fraction": 1.5},
         {"ema_decay": 1.5},
+        {"ramp_length": 0.0},
         {"input_noise": -1.0},
     ],
 )
