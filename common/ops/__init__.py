@@ -1,0 +1,1 @@
+"""General operators: local windows, attention as a similarity, deformable convolution."""
