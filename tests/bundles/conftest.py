@@ -22,7 +22,10 @@ ROOT = Path(__file__).resolve().parents[2]
 BUNDLES = sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/metadata.json"))
 CASES = {"training": 6, "validation": 1, "test": 1}
 SHAPE = (24, 24, 16)  # voxels
-SMALL_NETWORKS = {"common.networks.VNet": {"network_def#base_filters": 4}}
+SMALL_NETWORKS = {
+    "common.networks.VNet": {"network_def#base_filters": 4},
+    "scripts.network.AttentiveUNet": {"network_def#filters": 2},
+}
 
 
 class Bundle:
@@ -66,8 +69,7 @@ class Bundle:
             "val_interval": 1,
             "num_workers": 0,
         }
-        if "patch_size" in config:
-            values["patch_size"] = [16] * len(config["patch_size"])
+        values |= {key: [16] * len(config[key]) for key in ("patch_size", "slice_size") if key in config}
         return {key: value for key, value in values.items() if key in config} | overrides
 
     def run(self, run_id: str, *names: str, **overrides: Any) -> None:

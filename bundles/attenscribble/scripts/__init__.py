@@ -1,0 +1,1 @@
+"""AttenScribble: the method, its losses, its network and the reading of scribbles."""

@@ -1,0 +1,110 @@
+"""Scribbles as the method sees them, and slices of volumes.
+
+In a batch a scribble is a map of codes: 0 outside the image (what a rotation or padding brings in), 1 unlabelled,
+2 + class labelled. So every transform's padding with zeros says the truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import LoadImage, MapTransform, RandomizableTransform, Transform
+
+OUTSIDE, UNLABELLED, FIRST_CLASS = 0, 1, 2
+
+
+class LoadScribbled(Transform):
+    """Load a record's supervision as a map of codes, uint8, (1, H, W, D).
+
+    A ``scribble`` file holds class numbers and ``unlabelled_value``. A ``label`` file is either a drawing, as an
+    annotation tool saves it (0 where nothing is drawn, structures by their numbers, and ``num_classes`` for what was
+    drawn as background), or dense, which it is taken for when nothing in it is drawn as background.
+
+    Args:
+        num_classes: background included.
+        unlabelled_value: of scribble files.
+        source: ``scribble``, where records have it, else ``label``; or ``label``, the dense one, whatever there is. A
+            record without ``label`` gives its ``reference``.
+        name: item to add.
+
+    Raises:
+        ValueError: when a file holds other values.
+    """
+
+    def __init__(
+        self, num_classes: int, unlabelled_value: int = 255, source: str = "scribble", name: str = "scribble"
+    ) -> None:
+        if source not in ("scribble", "label"):
+            raise ValueError(f"source must be scribble or label, got {source!r}.")
+        self.num_classes, self.unlabelled_value = num_classes, unlabelled_value
+        self.source, self.name = source, name
+        self.load = LoadImage(image_only=True, ensure_channel_first=True, dtype=np.int16)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        sparse = self.source == "scribble" and "scribble" in data
+        path = data["scribble"] if sparse else data["label"] if "label" in data else data["reference"]
+        values = self.load(path)
+        background, unlabelled = 0, self.unlabelled_value
+        if not sparse:
+            drawn = bool((values == self.num_classes).any())
+            background, unlabelled = (self.num_classes, 0) if drawn else (0, -1)
+        codes = torch.full_like(values, OUTSIDE)
+        codes[values == unlabelled] = UNLABELLED
+        codes[values == background] = FIRST_CLASS
+        for structure in range(1, self.num_classes):
+            codes[values == structure] = FIRST_CLASS + structure
+        if (codes == OUTSIDE).any():
+            strange = sorted(set(values[codes == OUTSIDE].unique().tolist()))
+            raise ValueError(
+                f"{path}: holds the values {strange}, which are no class of {self.num_classes} and not "
+                f"{unlabelled} for unlabelled. Correct the file, num_classes or scribble_unlabelled_value."
+            )
+        return {**data, self.name: codes.to(torch.uint8)}
+
+
+class RandSliced(RandomizableTransform, MapTransform):
+    """Take one slice of a volume, drawn evenly from those with a scribble, or from all when no slice has one.
+
+    Args:
+        keys: volumes (channels, H, W, D), which become slices (channels, ., .).
+        axis: spatial axis of the file across which the slices lie, 0 to 2.
+        scribble: item with the codes.
+    """
+
+    def __init__(self, keys: KeysCollection, axis: int = 2, scribble: str = "scribble") -> None:
+        MapTransform.__init__(self, keys)
+        RandomizableTransform.__init__(self, 1.0)
+        if axis not in (0, 1, 2):
+            raise ValueError(f"slice_axis must be 0, 1 or 2, got {axis}.")
+        self.axis, self.scribble = axis, scribble
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        others = tuple(axis for axis in range(4) if axis != self.axis + 1)
+        labelled = torch.as_tensor(d[self.scribble] >= FIRST_CLASS).amax(others).nonzero()[:, 0].tolist()
+        choices = labelled or range(d[self.scribble].shape[self.axis + 1])
+        place = int(choices[self.R.randint(len(choices))])
+        for key in self.key_iterator(d):
+            volume = d[key]
+            plane = torch.as_tensor(volume).select(self.axis + 1, place).clone()
+            d[key] = MetaTensor(plane, meta={"filename_or_obj": volume.meta.get("filename_or_obj", "")})
+        return d
+
+
+class LabelledOnlyd(Transform):
+    """Prepare prediction and codes for a metric: where nothing is labelled both count as background.
+
+    ``pred``, logits (C, ...), becomes class numbers (1, ...); ``label``, codes (1, ...), becomes class numbers.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        labelled = d["label"] >= FIRST_CLASS
+        d["pred"] = d["pred"].argmax(0, keepdim=True) * labelled
+        d["label"] = (d["label"].long() - FIRST_CLASS) * labelled
+        return d

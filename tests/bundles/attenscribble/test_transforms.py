@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from bundles.attenscribble.scripts.transforms import LabelledOnlyd, LoadScribbled, RandSliced
+
+
+def write(folder: Path, name: str, values: list[int]) -> str:
+    path = folder / f"{name}.nii.gz"
+    nib.save(nib.Nifti1Image(np.array(values, dtype=np.uint8).reshape(len(values), 1, 1), np.eye(4)), path)
+    return str(path)
+
+
+def codes(record: dict[Any, Any], **arguments: Any) -> list[int]:
+    found = LoadScribbled(**({"num_classes": 3} | arguments))(record)["scribble"]
+    assert found.dtype == torch.uint8 and found.shape[0] == 1
+    return found.flatten().tolist()
+
+
+@pytest.mark.parametrize(("unlabelled", "classes"), [(255, 3), (3, 3), (4, 4)])
+def test_scribble_files(tmp_path: Path, unlabelled: int, classes: int) -> None:
+    """The value for unlabelled may be the number of classes, as in ACDC's scribbles."""
+    record = {"scribble": write(tmp_path, "s", [unlabelled, 0, 1, classes - 1])}
+    assert codes(record, num_classes=classes, unlabelled_value=unlabelled) == [1, 2, 3, classes + 1]
+
+
+def test_a_drawing_has_a_stroke_in_the_background(tmp_path: Path) -> None:
+    """What an annotation tool saves: 0 where nothing is drawn, 1 and 2 structures, 3 drawn background."""
+    assert codes({"label": write(tmp_path, "l", [0, 1, 2, 3])}) == [1, 3, 4, 2]
+
+
+def test_a_label_without_one_is_dense(tmp_path: Path) -> None:
+    assert codes({"label": write(tmp_path, "l", [0, 1, 2, 0])}) == [2, 3, 4, 2]
+
+
+def test_the_dense_label_on_demand_and_the_reference_without_it(tmp_path: Path) -> None:
+    scribble, dense = write(tmp_path, "s", [255, 1]), write(tmp_path, "d", [0, 1])
+    assert codes({"scribble": scribble, "label": dense}, source="label") == [2, 3]
+    assert codes({"scribble": scribble, "reference": dense}, source="label") == [2, 3]
+    assert codes({"scribble": scribble, "label": dense}) == [1, 3]
+
+
+def test_other_values_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"s\.nii\.gz.*\[7\].*3"):
+        codes({"scribble": write(tmp_path, "s", [255, 7, 1])})
+    with pytest.raises(ValueError, match="source"):
+        LoadScribbled(3, source="labels")
+
+
+def volume(axis: int, labelled: tuple[int, ...] = (1, 3)) -> dict[Any, Any]:
+    """Slices 0 to 4 across the axis hold their number; those labelled have one pixel of class 0."""
+    image = torch.arange(5.0).reshape(5, 1, 1).expand(5, 3, 2).movedim(0, axis)[None]
+    scribble = torch.ones(5, 3, 2, dtype=torch.uint8)
+    for number in labelled:
+        scribble[number, 0, 0] = 2
+    meta = {"filename_or_obj": "somebody.nii.gz"}
+    return {"image": MetaTensor(image, meta=meta), "scribble": MetaTensor(scribble.movedim(0, axis)[None], meta=meta)}
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_with_scribbles_are_drawn(axis: int) -> None:
+    transform, data = RandSliced(["image", "scribble"], axis), volume(axis)
+    transform.set_random_state(seed=0)
+    seen = []
+    for _ in range(40):
+        drawn = transform(data)
+        assert drawn["image"].shape == drawn["scribble"].shape == (1, 3, 2)
+        assert drawn["image"].meta["filename_or_obj"] == "somebody.nii.gz"
+        assert drawn["image"].unique().numel() == 1 and int((drawn["scribble"] == 2).sum()) == 1
+        seen.append(int(drawn["image"][0, 0, 0]))
+    assert set(seen) == {1, 3} and 8 < seen.count(1) < 32
+
+
+def test_all_slices_are_drawn_when_none_has_a_scribble() -> None:
+    transform = RandSliced(["image", "scribble"], 0)
+    transform.set_random_state(seed=0)
+    assert {int(transform(volume(0, ()))["image"][0, 0, 0]) for _ in range(60)} == set(range(5))
+
+
+def test_slices_do_not_share_the_volume_s_memory() -> None:
+    data = volume(2, (4,))
+    RandSliced(["image", "scribble"], 2)(data)["image"].fill_(9.0)
+    assert float(data["image"].max()) == 4.0
+
+
+def test_drawing_replays_from_its_seed() -> None:
+    transform = RandSliced(["image", "scribble"], 0)
+    draws = []
+    for _ in range(2):
+        transform.set_random_state(seed=7)
+        draws.append([int(transform(volume(0))["image"][0, 0, 0]) for _ in range(10)])
+    assert draws[0] == draws[1]
+
+
+def test_axis_out_of_range_is_refused() -> None:
+    with pytest.raises(ValueError, match="slice_axis"):
+        RandSliced("image", 3)
+
+
+def test_only_what_is_labelled_is_compared() -> None:
+    logits = torch.tensor([[0.0, 9.0, 0.0, 0.0], [9.0, 0.0, 9.0, 9.0], [0.0, 0.0, 0.0, 0.0]]).reshape(3, 1, 4)
+    label = torch.tensor([3, 4, 1, 0], dtype=torch.uint8).reshape(1, 1, 4)
+    found = LabelledOnlyd()({"pred": logits, "label": label})
+    assert found["pred"].flatten().tolist() == [1, 0, 0, 0]
+    assert found["label"].flatten().tolist() == [1, 2, 0, 0]
