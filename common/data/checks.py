@@ -217,6 +217,7 @@ def compare_cases(data: SegmentationData, cases: list[Case], in_channels: int | 
         the faults.
     """
     faults = [*_duplicates(data, cases), *_leaks(cases), *_uneven(data, cases)]
+    _note_copies(data, cases)
     counted = Counter(case.channels for case in cases if case.channels)
     if in_channels is not None and len(counted) == 1 and in_channels not in counted:
         channels = next(iter(counted))
@@ -230,7 +231,7 @@ def compare_cases(data: SegmentationData, cases: list[Case], in_channels: int | 
 
 
 def _duplicates(data: SegmentationData, cases: list[Case]) -> Iterator[Fault]:
-    """The same image or label twice in one section, under one name or as a copy under two."""
+    """The same image or label file twice in one section."""
     for (section, _), same in _within_sections(_group_by(cases, lambda case: str(case.record["image"]))):
         what = f"{section} lists this image {len(same)} times"
         yield Fault(_relative(data, same[0].image), what, "remove the repeated records")
@@ -239,10 +240,14 @@ def _duplicates(data: SegmentationData, cases: list[Case]) -> Iterator[Fault]:
         if len(images) > 1:
             what = f"{len(images)} different images of {section} share this label file"
             yield Fault(_relative(data, label), what, "give each image its own label")
+
+
+def _note_copies(data: SegmentationData, cases: list[Case]) -> None:
+    """One image under two names in one section counts twice, which is odd but spoils nothing; public data have such."""
     for (section, _), same in _within_sections(_group_by(cases, lambda case: case.digest)):
         names = sorted({_relative(data, case.image) for case in same})
         if len(names) > 1:
-            yield Fault(section, f"{', '.join(names)} are copies of one image (equal voxels)", "keep one of them")
+            data.notes.append(f"{section}: {', '.join(names)} are copies of one image (equal voxels)")
 
 
 def _leaks(cases: list[Case]) -> Iterator[Fault]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,15 @@ def test_unknown_keys_are_kept_and_noted(tmp_path: Path) -> None:
     data = open_data(write_dataset(tmp_path, training=records))
     assert data.training[0]["scanner"] == "A"
     assert any("`scanner`" in note for note in data.notes)
+
+
+def test_copies_within_a_section_are_noted(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    shutil.copy(tmp_path / "image0.nii.gz", tmp_path / "copy.nii.gz")
+    shutil.copy(tmp_path / "label0.nii.gz", tmp_path / "other.nii.gz")
+    records = [{"image": f"{i}.nii.gz", "label": f"{k}.nii.gz"} for i, k in (("image0", "label0"), ("copy", "other"))]
+    data = open_data(write_dataset(tmp_path, training=records))
+    assert "training: copy.nii.gz, image0.nii.gz are copies of one image (equal voxels)" in data.notes
 
 
 @pytest.mark.parametrize("names", [{"channel_names": {"0": "T1", "1": "T2"}}, {"modality": {"0": "T1", "1": "T2"}}])

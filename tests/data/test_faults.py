@@ -154,12 +154,9 @@ def repeat_record(root: Path, content: Content) -> None:
     content["training"].append(dict(content["training"][0]))
 
 
-def copy_as(name: str, section: str) -> Break:
-    def run(root: Path, content: Content) -> None:
-        write(root / name, image(0))
-        content[section].append({"image": name, "label": "rater2.nii.gz"})
-
-    return run
+def copy_in_both(root: Path, content: Content) -> None:
+    write(root / "copy.nii.gz", image(0))
+    content["validation"].append({"image": "copy.nii.gz", "label": "rater2.nii.gz"})
 
 
 def same_image_in_both(root: Path, content: Content) -> None:
@@ -237,10 +234,9 @@ FILE_FAULTS: dict[str, tuple[Break, str]] = {
     "uneven channels": (uneven_channels, r"has 2 channels, most cases have 1"),
     "mixed axes": (mixed_axes, r"image1.nii.gz .*has 2 axes, most cases have 3"),
     "repeated record": (repeat_record, r"training lists this image 2 times"),
-    "copied image": (copy_as("copy.nii.gz", "training"), r"copy.nii.gz, image0.nii.gz are copies of one image"),
     "shared label": (record("label", "label1.nii.gz"), r"2 different images of training share this label file"),
     "image in both": (same_image_in_both, r"training, validation: the image image1.nii.gz is in both sections"),
-    "copy in both": (copy_as("copy.nii.gz", "validation"), r"copies of one image \(equal voxels\) in both sections"),
+    "copy in both": (copy_in_both, r"copies of one image \(equal voxels\) in both sections"),
     "group in both": (same_group_in_both, r"training, validation: the group 'a' is in both sections"),
 }
 
