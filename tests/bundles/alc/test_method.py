@@ -195,6 +195,21 @@ def test_forward_changes_nothing_of_the_teacher(mode: str) -> None:
     assert_same(before, state_of(method.teacher))
 
 
+def test_teacher_normalises_by_the_batch() -> None:
+    """Its averaged statistics may be far off, as they are while the weights change fast: a pass does not use them."""
+    passes = []
+    for mean in (0.0, 50.0):
+        torch.manual_seed(0)
+        method = AdaptiveLabelCorrection(Small(), input_noise=0.0)
+        for module in method.teacher.modules():
+            if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm3d)):
+                assert module.running_mean is not None
+                module.running_mean.fill_(mean)
+        torch.manual_seed(1)
+        passes.append(method._teacher_passes(make_batch()["image"]))
+    torch.testing.assert_close(passes[0], passes[1])
+
+
 class Watch:
     """Each call of the teacher: its inputs, its answers, and whether gradients were on."""
 
