@@ -106,13 +106,15 @@ def make(output: str, kind: str = "noisy", seed: int = 0) -> None:
 
 
 def corrupt(dataset_dir: str, output: str, **options: Any) -> None:
-    """Write a copy of a data set with simulated label noise, and what was done in its JSON.
+    """Write a copy of a data set with simulated label noise or scribbles, and what was done in its JSON.
 
     Args:
         dataset_dir: folder of the data set.
         output: folder to make; never overwritten.
-        **options: ``--kind noise``, ``--fraction 0.9`` (share of the training cases), ``--radius 3 15`` (voxels),
-            ``--seed 0``, ``--datalist dataset.json``.
+        **options: ``--seed 0``, ``--datalist dataset.json`` and ``--kind noise``, with ``--fraction 0.9`` (share of
+            the training cases) and ``--radius 3 15`` (voxels), or ``--kind scribble``, with ``--fraction 1``,
+            ``--slice_axis 2`` or ``--dims 3``, ``--margin 5`` (voxels around the structures' hull), ``--keep 1``
+            (least share of a skeleton that is traced) and ``--width 1`` (voxels).
     """
     print(f"Corrupted data set in {corrupt_data(str(dataset_dir), output=str(output), **options)}")
 
@@ -121,7 +123,7 @@ def convert(kind: str, source: str, output: str, **options: Any) -> None:
     """Convert a published data set to the data contract.
 
     Args:
-        kind: la2018, la_h5, pancreas, decathlon or nnunet.
+        kind: acdc, chaos, la2018, la_h5, pancreas, decathlon or nnunet.
         source: folder as it was downloaded.
         output: folder to make; never overwritten.
         **options: options of the converter.

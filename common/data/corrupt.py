@@ -1,6 +1,7 @@
 """Writes a copy of a data set whose training labels are corrupted on purpose, with the recipe in its JSON.
 
-The command line is ``python -m common.data corrupt DIR --kind noise --fraction 0.9 --radius 3 15 --output DIR2``.
+The command line is ``python -m common.data corrupt DIR --kind noise --fraction 0.9 --radius 3 15 --output DIR2``, or
+``... corrupt DIR --kind scribble --slice_axis 2 --output DIR2`` to put scribbles in the place of dense labels.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import os
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import nibabel as nib
 import numpy as np
@@ -21,13 +23,100 @@ from tqdm import tqdm
 from .faults import DataError, Fault
 from .output import fault, new_folder, place, write_json
 from .records import PATH_KEYS, SECTIONS, normalise_labels
+from .scribbles import MARGIN, apply_scribbles, sample_scribbles
 from .simulators import apply_noise, sample_noise, settle_noise
 
 # images are linked, as they are large and nobody edits them; labels are copied, as people do edit those
 LINKED_KEYS = ("image",)
 PAIR_OPTIONS = ("--radius",)
-NOISY_FOLDER = "noisy"
+COMMON_KEYS = ("kind", "seed", "fraction", "cases")  # of a recipe; the others are the kind's settings
+UNLABELLED = "scribble_unlabelled_value"
 WORKERS = min(4, os.cpu_count() or 1)
+
+Parameters = list[dict[str, Any]]
+
+
+@dataclass
+class Noise:
+    """Dilated and eroded structures, see ``simulators``.
+
+    Args:
+        radius: least and greatest radius of the ball in voxels; one number means exactly that radius.
+    """
+
+    radius: Sequence[float] | float = (3, 15)
+
+    folder: ClassVar[str] = "noisy"
+    fraction: ClassVar[float] = 0.9
+    spared: ClassVar[int] = 1  # cases that stay clean, at the least
+
+    def __post_init__(self) -> None:
+        self.radius = _pair(self.radius)
+
+    def sample(self, rng: np.random.Generator, structures: Sequence[int]) -> Parameters:
+        """Draw one case's parameters."""
+        return sample_noise(rng, _pair(self.radius), structures)
+
+    def apply(self, label: np.ndarray, parameters: Parameters, unlabelled: int) -> tuple[np.ndarray, Parameters]:
+        """Replay them on a label; returns what to write, and the parameters with what was really applied."""
+        settled = settle_noise(label, parameters)
+        return apply_noise(label, settled), settled
+
+    def note(self, record: dict[str, Any], written: str) -> None:
+        """Enter the file written into the case's record."""
+        record.update(label=written, label_quality="noisy", reference=record["label"])
+
+
+@dataclass
+class Scribbles:
+    """Skeletons of the structures and of the background around them, see ``scribbles``.
+
+    Args:
+        dims: 2 scribbles slice by slice, 3 the volume as a whole.
+        slice_axis: axis of the file's array across which the slices lie; default 2, none in 3D.
+        margin: how far the structures' convex hull is grown to bound the background's scribble, in voxels.
+        keep: least share of a skeleton that is traced, above 0; 1 traces all of it.
+        width: of the strokes, in voxels.
+    """
+
+    dims: int = 2
+    slice_axis: int | None = None
+    margin: float = MARGIN
+    keep: float = 1.0
+    width: int = 1
+
+    folder: ClassVar[str] = "simulated_scribbles"
+    fraction: ClassVar[float] = 1.0
+    spared: ClassVar[int] = 0
+
+    def __post_init__(self) -> None:
+        if self.dims == 2 and self.slice_axis is None:
+            self.slice_axis = 2
+        if self.dims not in (2, 3) or self.slice_axis not in ((0, 1, 2) if self.dims == 2 else (None,)):
+            what = f"{self.slice_axis!r} does not go with --dims {self.dims!r}"
+            raise fault("--slice_axis", what, "give --slice_axis 0, 1 or 2, or --dims 3 without it")
+        _check_number("--margin", self.margin, 0, math.inf)
+        _check_number("--keep", self.keep, 1e-3, 1)
+        _check_number("--width", self.width, 1, math.inf)
+
+    def sample(self, rng: np.random.Generator, structures: Sequence[int]) -> Parameters:
+        """Draw one case's parameters."""
+        return sample_scribbles(rng, structures, self.keep)
+
+    def apply(self, label: np.ndarray, parameters: Parameters, unlabelled: int) -> tuple[np.ndarray, Parameters]:
+        """Replay them on a label; returns what to write, and the parameters with what was really applied."""
+        scribble = apply_scribbles(label, parameters, self.slice_axis, self.margin, self.width, unlabelled)
+        if (scribble == unlabelled).all():
+            raise ValueError("the label holds no structure to scribble on")
+        return scribble, parameters
+
+    def note(self, record: dict[str, Any], written: str) -> None:
+        """Enter the file written into the case's record."""
+        record.pop("label_quality")
+        record.update(scribble=written, reference=record.pop("label"))
+
+
+KINDS: dict[str, type[Noise] | type[Scribbles]] = {"noise": Noise, "scribble": Scribbles}
 
 
 def join_pairs(argv: Sequence[str]) -> list[str]:
@@ -64,27 +153,29 @@ def corrupt(
     dataset_dir: str,
     output: str,
     kind: str = "noise",
-    fraction: float = 0.9,
-    radius: Sequence[float] | float = (3, 15),
+    fraction: float | None = None,
     seed: int = 0,
     datalist: str = "dataset.json",
+    **settings: Any,
 ) -> Path:
-    """Write a copy of a data set in which a share of the clean training labels is dilated or eroded.
+    """Write a copy of a data set in which a share of the clean training labels is noisy, or replaced by scribbles.
 
-    Training records with a label that is not called noisy already take part; which of them become noisy is drawn from
-    the seed. A noisy record gets ``label`` (the changed file), ``label_quality: noisy`` and ``reference`` (a copy of
-    the true label, to measure with). Everything else is kept. The JSON gets ``corruption``: kind, seed, fraction,
-    radius and ``cases``, which maps the image of each noisy case to its parameters; ``replay`` remakes the set from it.
+    Training records with a label that is not called noisy already take part; which of them are changed is drawn from
+    the seed. Each gets ``reference``, a copy of the true label, to measure with. Of kind ``noise`` it also gets
+    ``label`` (the changed file) and ``label_quality: noisy``; of kind ``scribble`` it gets ``scribble`` and has no
+    ``label`` any more, and the JSON gets ``scribble_unlabelled_value`` (255, unless the data set has one). Everything
+    else is kept. The JSON also gets ``corruption``: kind, seed, fraction, settings and ``cases``, which maps the image
+    of each changed case to its parameters; ``replay`` remakes the set from it.
 
     Args:
         dataset_dir: folder of the data set.
         output: folder to write; nothing there is overwritten.
-        kind: ``noise`` (see ``simulators``) is the only one.
-        fraction: share of noisy cases, above 0 and below 1, rounded to whole cases; one case at the least is noisy and
-            one is clean.
-        radius: least and greatest radius of the ball in voxels; one number means exactly that radius.
+        kind: ``noise`` (see ``simulators``) or ``scribble`` (see ``scribbles``).
+        fraction: share of changed cases, above 0, rounded to whole cases, one at the least. For noise it lies below 1
+            and one case stays clean at the least; default 0.9. For scribbles it is at most 1, the default.
         seed: source of chance.
         datalist: name of the JSON in ``dataset_dir``; the one written is always ``dataset.json``.
+        settings: of the kind, see :class:`Noise` and :class:`Scribbles`.
 
     Returns:
         the folder written.
@@ -93,23 +184,24 @@ def corrupt(
         DataError: when an argument is out of range, the data list cannot be read or corrupted, a file that it names is
             missing or unreadable, or the output is there already.
     """
-    if kind != "noise":
-        raise fault("--kind", f"{kind!r} is unknown", "give --kind noise")
-    if not isinstance(fraction, int | float) or not 0 < fraction < 1:
-        raise fault("--fraction", f"{fraction!r} is not a share", "give a number above 0 and below 1")
-    low, high = _pair(radius)
+    defect = _defect(kind, settings)
+    share = defect.fraction if fraction is None else fraction
+    below = "below" if defect.spared else "at most"
+    if not isinstance(share, int | float) or not 0 < share <= 1 or (defect.spared and share == 1):
+        raise fault("--fraction", f"{share!r} is not a share", f"give a number above 0 and {below} 1")
     root = Path(str(dataset_dir))
     listing = _read_list(root / datalist)
     structures = _structures(listing, root / datalist)
     candidates = [record for record in listing["training"] if _is_clean(record)]
-    if len(candidates) < 2:
-        what = f"{len(candidates)} records with a clean label, 2 are needed: one to corrupt and one to keep"
+    if len(candidates) < 1 + defect.spared:
+        needed = "2 are needed: one to corrupt and one to keep" if defect.spared else "1 is needed"
+        what = f"{len(candidates)} records with a clean label, {needed}"
         raise fault(f"{root / datalist}/training", what, "add labelled records")
     rng = np.random.default_rng(seed)
-    count = min(max(round(fraction * len(candidates)), 1), len(candidates) - 1)
+    count = min(max(round(share * len(candidates)), 1), len(candidates) - defect.spared)
     chosen = sorted(rng.permutation(len(candidates))[:count].tolist())
-    cases = {_case_key(candidates[index]): sample_noise(rng, (low, high), structures) for index in chosen}
-    recipe = {"kind": kind, "seed": int(seed), "fraction": float(fraction), "radius": [low, high], "cases": cases}
+    cases = {_case_key(candidates[index]): defect.sample(rng, structures) for index in chosen}
+    recipe = {"kind": kind, "seed": int(seed), "fraction": float(share), **asdict(defect), "cases": cases}
     return _write(root, listing, recipe, Path(str(output)))
 
 
@@ -131,8 +223,8 @@ def replay(dataset_dir: str, recipe: str, output: str, datalist: str = "dataset.
     """
     root = Path(str(dataset_dir))
     corruption = _load_json(Path(str(recipe))).get("corruption")
-    if not isinstance(corruption, dict) or corruption.get("kind") != "noise" or "cases" not in corruption:
-        raise fault(str(recipe), "holds no corruption of kind noise", "give the JSON that corrupt wrote")
+    if not isinstance(corruption, dict) or corruption.get("kind") not in KINDS or "cases" not in corruption:
+        raise fault(str(recipe), "holds no corruption of a known kind", "give the JSON that corrupt wrote")
     listing = _read_list(root / datalist)
     return _write(root, listing, corruption, Path(str(output)))
 
@@ -144,24 +236,31 @@ def _write(root: Path, listing: dict[str, Any], recipe: dict[str, Any], output: 
     if unknown:
         what = f"has no clean training record with image {', '.join(unknown)}, which the recipe names"
         raise fault(root, what, "give the data set that the recipe was made for")
-    noisy = {case: by_case[case] for case in recipe["cases"]}
-    labels = [record["label"] for record in noisy.values()]
+    changed = {case: by_case[case] for case in recipe["cases"]}
+    labels = [record["label"] for record in changed.values()]
     if len(set(labels)) != len(labels):
         raise fault(root, "several records share one label file", "give each record its own label file")
+    defect = _defect(recipe["kind"], {key: value for key, value in recipe.items() if key not in COMMON_KEYS})
+    unlabelled = listing.get(UNLABELLED, 255)
+    if isinstance(defect, Scribbles):
+        listing[UNLABELLED] = unlabelled
+        for record in changed.values():
+            record.pop("scribble", None)  # of another rater; the simulated one takes its place
     with new_folder(output) as folder:
         _place_files(root, listing, folder)
 
-        def work(case: str) -> tuple[str, list[dict[str, Any]]]:
-            target = folder / NOISY_FOLDER / noisy[case]["label"]
-            return case, _corrupt_file(root / noisy[case]["label"], target, recipe["cases"][case])
+        def work(case: str) -> tuple[str, Parameters]:
+            source = changed[case]["label"]
+            parameters = recipe["cases"][case]
+            return case, _corrupt_file(root / source, folder / defect.folder / source, parameters, defect, unlabelled)
 
         with ThreadPoolExecutor(WORKERS) as pool:
-            applied = dict(tqdm(pool.map(work, noisy), total=len(noisy), desc="corrupting labels", leave=False))
+            applied = dict(tqdm(pool.map(work, changed), total=len(changed), desc="corrupting labels", leave=False))
         for record in listing["training"]:
             if _is_clean(record):
                 record["label_quality"] = "clean"
-        for record in noisy.values():
-            record.update(label=f"{NOISY_FOLDER}/{record['label']}", label_quality="noisy", reference=record["label"])
+        for record in changed.values():
+            defect.note(record, f"{defect.folder}/{record['label']}")
         write_json({**listing, "corruption": {**recipe, "cases": applied}}, folder / "dataset.json")
     return output
 
@@ -179,7 +278,9 @@ def _place_files(root: Path, listing: dict[str, Any], folder: Path) -> None:
                         place(root / name, folder / name, link=key in LINKED_KEYS)
 
 
-def _corrupt_file(source: Path, target: Path, parameters: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _corrupt_file(
+    source: Path, target: Path, parameters: Parameters, defect: Noise | Scribbles, unlabelled: int
+) -> Parameters:
     """Write the corrupted label file; returns the parameters with what was really applied."""
     try:
         file = nib.load(source)
@@ -190,9 +291,13 @@ def _corrupt_file(source: Path, target: Path, parameters: list[dict[str, Any]]) 
         label = values.astype(np.int32)
     if not np.array_equal(label, values):
         raise fault(source, "holds values that are not whole numbers", "give a label map")
-    settled = settle_noise(label, parameters)
-    kind = np.uint8 if label.min() >= 0 and label.max() <= 255 else np.int32
-    changed = nib.Nifti1Image(apply_noise(label, settled).astype(kind), file.affine, file.header)  # type: ignore[attr-defined]
+    try:
+        voxels, settled = defect.apply(label, parameters, unlabelled)
+    except ValueError as error:
+        raise fault(source, str(error), "correct the file, or take the record out of `training`") from error
+    both = (label.min(), label.max(), voxels.min(), voxels.max())
+    kind = np.uint8 if min(both) >= 0 and max(both) <= 255 else np.int32
+    changed = nib.Nifti1Image(voxels.astype(kind), file.affine, file.header)  # type: ignore[attr-defined]
     changed.header.set_data_dtype(kind)
     changed.header.set_slope_inter(1, 0)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -217,6 +322,18 @@ def _read_list(path: Path) -> dict[str, Any]:
                 elif key in record:
                     record[key] = [_inside(name, path) for name in record[key]]
     return listing
+
+
+def _defect(kind: str, settings: dict[str, Any]) -> Noise | Scribbles:
+    """The kind's class with its settings, all of them checked."""
+    if kind not in KINDS:
+        raise fault("--kind", f"{kind!r} is unknown", f"give {' or '.join(f'--kind {name}' for name in KINDS)}")
+    known = [field.name for field in fields(KINDS[kind])]
+    for name in settings:
+        if name not in known:
+            fix = f"leave it out; it has {', '.join(f'--{name}' for name in known)}"
+            raise fault(f"--{name}", f"is no setting of --kind {kind}", fix)
+    return KINDS[kind](**settings)
 
 
 def _structures(listing: dict[str, Any], path: Path) -> list[int]:
@@ -264,6 +381,12 @@ def _pair(radius: Sequence[float] | float) -> tuple[float, float]:
     if not 0 <= values[0] <= values[1] < math.inf:
         raise fault("--radius", f"{radius!r} is no range", "give 0 <= least <= greatest, as in --radius 3 15")
     return float(values[0]), float(values[1])
+
+
+def _check_number(option: str, value: Any, least: float, greatest: float) -> None:
+    if not isinstance(value, int | float) or not least <= value <= greatest or math.isinf(value):
+        bounds = f"of {least:g} or more" + ("" if math.isinf(greatest) else f" and at most {greatest:g}")
+        raise fault(option, f"{value!r} is out of range", f"give a number {bounds}")
 
 
 def _is_number(text: str) -> bool:

@@ -64,7 +64,7 @@ def settle_noise(label: np.ndarray, parameters: Sequence[dict[str, Any]]) -> lis
     settled = []
     for item in parameters:
         applied = 0.0
-        box = _bounding_box(label == item["structure"], 1)
+        box = bounding_box(label == item["structure"], 1)
         if box is not None:
             applied = float(item["radius"])
             if item["operation"] == "erode":
@@ -100,7 +100,7 @@ def apply_noise(label: np.ndarray, parameters: Sequence[dict[str, Any]]) -> np.n
     if not present:
         return result
     margin = 1 + max((math.ceil(item["radius"]) for item in present if item["operation"] == "dilate"), default=0)
-    box = _bounding_box(np.isin(label, [item["structure"] for item in present]), margin)
+    box = bounding_box(np.isin(label, [item["structure"] for item in present]), margin)
     assert box is not None  # some structure is present
     original = label[box]
     winner = np.zeros_like(original)
@@ -141,8 +141,8 @@ def _erosion_limit(depth: np.ndarray) -> float:
     return round(CORE_DEPTH * deepest, 3) if math.isfinite(deepest) else 0.0
 
 
-def _bounding_box(mask: np.ndarray, margin: int) -> tuple[slice, ...] | None:
-    """Slices around the mask, grown by ``margin`` voxels within the array; None for an empty mask."""
+def bounding_box(mask: np.ndarray, margin: int) -> tuple[slice, ...] | None:
+    """Slices around a mask of any number of dimensions, grown by ``margin`` voxels within the array; None if empty."""
     slices = []
     for axis in range(mask.ndim):
         others = tuple(other for other in range(mask.ndim) if other != axis)

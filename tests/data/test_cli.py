@@ -145,6 +145,18 @@ def test_corrupt_takes_its_options_as_documented(tmp_path: Path, capsys: pytest.
     assert sum(record["label_quality"] == "noisy" for record in data.training) == 2
 
 
+def test_corrupt_draws_scribbles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = make_phantom(tmp_path / "dense", "dense", cases={"training": 2, "validation": 1}, shape=(20, 20, 14))
+    main(f"corrupt {source} --kind scribble --slice_axis 2 --seed 1 --output {tmp_path / 'drawn'}".split())
+    assert str(tmp_path / "drawn") in capsys.readouterr().out
+    data = open_data(tmp_path / "drawn", needs=["scribble", "validation"], num_classes=4)
+    assert all("scribble" in record and "label" not in record for record in data.training)
+    main(["check", str(tmp_path / "drawn"), "--bundles", str(tmp_path)])
+    assert "No faults found in 7 cases." in capsys.readouterr().out
+    whole = f"corrupt {source} --kind scribble --dims 3 --slice_axis 2 --output {tmp_path / 'other'}"
+    assert "--slice_axis: 2 does not go with --dims 3" in fails(capsys, *whole.split())
+
+
 def test_convert_names_the_folder_and_the_next_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "Task99_Tiny"
     for folder, dtype in (("imagesTr", np.float32), ("labelsTr", np.uint8)):

@@ -492,7 +492,7 @@ def test_nnunet_refuses(tmp_path: Path) -> None:
 
 
 def test_nothing_is_overwritten_and_all_are_named(tmp_path: Path) -> None:
-    assert set(CONVERTERS) == {"la2018", "la_h5", "pancreas", "decathlon", "nnunet"}
+    assert set(CONVERTERS) == {"la2018", "la_h5", "pancreas", "decathlon", "nnunet", "acdc", "chaos"}
     decathlon_task(tmp_path / "in")
     with pytest.raises(DataError, match="there already"):
         convert_decathlon(str(tmp_path / "in"), str(tmp_path / "in"))

@@ -11,8 +11,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from common.data.contract import read_data
 from common.data.corrupt import corrupt, join_pairs, replay
 from common.data.faults import DataError
+from common.data.scribbles import apply_scribbles
 from common.data.simulators import apply_noise
 
 AFFINE = np.array([[-0.6, 0, 0, 5], [0, 0.7, 0, -6], [0, 0, 1.5, 7], [0, 0, 0, 1.0]])
@@ -89,6 +91,112 @@ def test_what_is_written(dataset: Path, tmp_path: Path) -> None:
     assert len(clean) == 2 and all("noisy/" not in r["label"] for r in clean)
 
 
+def test_scribbles_take_the_place_of_labels(dataset: Path, tmp_path: Path) -> None:
+    output = corrupt(str(dataset), str(tmp_path / "drawn"), kind="scribble", slice_axis=1, keep=0.7, seed=5)
+    before, after = listing(dataset), listing(output)
+    recipe = after["corruption"]
+    assert after["scribble_unlabelled_value"] == 255
+    assert {key: value for key, value in recipe.items() if key != "cases"} == {
+        "kind": "scribble",
+        "seed": 5,
+        "fraction": 1.0,
+        "dims": 2,
+        "slice_axis": 1,
+        "margin": 5.0,
+        "keep": 0.7,
+        "width": 1,
+    }
+    assert list(recipe["cases"]) == [record["image"] for record in after["training"][:8]]  # all that were clean
+    for old, new in zip(before["training"][:8], after["training"][:8], strict=True):
+        assert set(new) == {"image", "group", "scribble", "reference"}
+        true = load(dataset / old["label"])
+        np.testing.assert_array_equal(load(output / new["reference"]), true)
+        drawn = nib.load(output / new["scribble"])
+        assert drawn.get_data_dtype() == np.uint8  # type: ignore[attr-defined]
+        np.testing.assert_array_equal(drawn.affine, nib.load(dataset / old["image"]).affine)  # type: ignore[attr-defined]
+        expected = apply_scribbles(true, recipe["cases"][new["image"]], slice_axis=1)
+        np.testing.assert_array_equal(np.asarray(drawn.dataobj), expected)  # type: ignore[attr-defined]
+        assert set(np.unique(expected)) == {0, 1, 2, 255}
+    for old, new in zip(before["validation"], after["validation"], strict=True):
+        assert set(old) == set(new)
+        np.testing.assert_array_equal(load(output / new["label"]), load(dataset / old["label"]))
+    assert after["training"][8]["label_quality"] == "noisy" and "scribble" not in after["training"][8]
+    assert read_data(output)[1] == []
+
+
+@pytest.mark.parametrize("settings", [{"keep": 0.5, "margin": 2, "width": 2, "fraction": 0.5}, {"dims": 3}])
+def test_scribbles_are_seeded_and_replayed(dataset: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    def make(name: str, seed: int) -> Path:
+        return corrupt(str(dataset), str(tmp_path / name), kind="scribble", seed=seed, **settings)
+
+    first, again, other = make("a", 1), make("b", 1), make("c", 2)
+    remade = replay(str(dataset), str(first / "dataset.json"), str(tmp_path / "d"))
+    assert listing(first) == listing(again) == listing(remade)
+    assert listing(first)["corruption"]["cases"] != listing(other)["corruption"]["cases"]
+    assert len(listing(first)["corruption"]["cases"]) == round(8 * settings.get("fraction", 1))
+    files = sorted(first.rglob("*.nii.gz"))
+    assert any(path.parts[-3] == "simulated_scribbles" for path in files)
+    for path in files:
+        for copy in (again, remade):
+            np.testing.assert_array_equal(load(path), load(copy / path.relative_to(first)))
+
+
+def test_scribbles_of_an_oblique_volume(tmp_path: Path) -> None:
+    affine = np.eye(4)
+    affine[:3, :3] = np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]]) @ np.diag([0.7, 0.7, 6.0])
+    affine[:3, 3] = [3, -4, 5]
+    label = np.zeros((12, 11, 3), dtype=np.uint8)
+    label[3:8, 4:9, 1] = 1
+    for name, volume in (("image", label.astype(np.float32)), ("label", label)):
+        nib.save(nib.Nifti1Image(volume, affine), tmp_path / f"{name}.nii.gz")
+    content = {"labels": ["background", "a"], "training": [{"image": "image.nii.gz", "label": "label.nii.gz"}]}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    output = corrupt(str(tmp_path), str(tmp_path / "drawn"), kind="scribble")
+    drawn: Any = nib.load(output / "simulated_scribbles/label.nii.gz")
+    np.testing.assert_allclose(drawn.affine, affine, atol=1e-6)
+    assert set(np.unique(np.asarray(drawn.dataobj)[..., 1])) == {0, 1, 255}
+    assert (np.asarray(drawn.dataobj)[..., ::2] == 255).all()
+
+
+def test_scribbles_that_are_there_already(dataset: Path, tmp_path: Path) -> None:
+    """The data set's value for unlabelled voxels holds for the simulated scribbles too, which replace the others."""
+    records = listing(dataset)["training"]
+    label = load(dataset / records[0]["label"])
+    save(dataset / "drawn/c0.nii.gz", np.where(label > 0, label, 4).astype(np.uint8))
+    change(dataset, training=[{**records[0], "scribble": "drawn/c0.nii.gz"}, records[1]], scribble_unlabelled_value=4)
+    output = corrupt(str(dataset), str(tmp_path / "drawn"), kind="scribble")
+    after = listing(output)
+    assert after["scribble_unlabelled_value"] == 4 and not (output / "drawn").exists()
+    for record in after["training"]:
+        assert record["scribble"].startswith("simulated_scribbles/")
+        assert set(np.unique(load(output / record["scribble"]))) == {0, 1, 2, 4}
+
+
+def test_refused_scribbles(dataset: Path, tmp_path: Path) -> None:
+    target = str(tmp_path / "drawn")
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"radius": 3}, "--radius: is no setting of --kind scribble"),
+        ({"slice_axis": 3}, "--slice_axis: 3 does not go with --dims 2"),
+        ({"slice_axis": 0, "dims": 3}, "--slice_axis: 0 does not go with --dims 3"),
+        ({"dims": 4}, "--dims 4"),
+        ({"fraction": 1.5}, "--fraction: 1.5 .* at most 1"),
+        ({"keep": 0}, "--keep: 0 is out of range"),
+        ({"margin": -1}, "--margin: -1 is out of range"),
+        ({"width": 0}, "--width: 0 is out of range"),
+    ]
+    for settings, message in refused:
+        with pytest.raises(DataError, match=message):
+            corrupt(str(dataset), target, kind="scribble", **settings)
+    save(dataset / "labels/c3.nii.gz", np.zeros((20, 18, 12), dtype=np.uint8))
+    with pytest.raises(DataError, match=r"c3\.nii\.gz: the label holds no structure to scribble on\. Fix: "):
+        corrupt(str(dataset), target, kind="scribble")
+    records = listing(dataset)["training"]
+    change(dataset, training=records[8:])
+    with pytest.raises(DataError, match="0 records with a clean label, 1 is needed"):
+        corrupt(str(dataset), target, kind="scribble")
+    assert not Path(target).exists()
+
+
 def test_other_records_and_sections_stay(dataset: Path, tmp_path: Path) -> None:
     output = corrupt(str(dataset), str(tmp_path / "noisy"), radius=2)
     before, after = listing(dataset), listing(output)
@@ -128,7 +236,8 @@ def test_at_least_one_clean_and_one_noisy(dataset: Path, tmp_path: Path, fractio
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"kind": "rot"}, "--kind noise"),
+        ({"kind": "rot"}, "--kind noise or --kind scribble"),
+        ({"slice_axis": 2}, "--slice_axis: is no setting of --kind noise"),
         ({"fraction": 0}, "--fraction"),
         ({"fraction": 1.0}, "--fraction"),
         ({"radius": (15, 3)}, "--radius"),

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..output import fault, new_folder, write_json
-from .shared import LPS_TO_RAS, binary_mask, crop, data_list, held_out_names, source_folder, write_volume
+from .shared import LPS_TO_RAS, below_test_folder, binary_mask, crop, data_list, held_out_names, source_folder, write_volume
 
 LABELS = {"0": "background", "1": "left atrium"}
 H5_SPACING = 0.625  # mm; the h5 files do not store it
@@ -54,7 +54,7 @@ def convert_la2018(source: str, output: str, margin: int | None = None, test_lis
         raise fault(folder, f"laendo.nrrd is missing in {', '.join(lacking)}", "download the cases again, or drop them")
     tests = held_out_names(test_list, files)
     if test_list is None:
-        tests = {name for name, path in files.items() if _below_test_folder(path.relative_to(folder))}
+        tests = {name for name, path in files.items() if below_test_folder(path.parent, folder)}
     with new_folder(Path(str(output))) as target:
         sections: dict[str, list[dict[str, Any]]] = {"training": [], "test": []}
         for name, path in tqdm(files.items(), desc="converting", leave=False):
@@ -114,10 +114,6 @@ def _case_files(folder: Path, file_name: str) -> dict[str, Path]:
     if not files:
         raise fault(folder, f"holds no <case>/{file_name}", "give the folder above the case folders")
     return files
-
-
-def _below_test_folder(relative: Path) -> bool:
-    return any(part.lower().startswith("test") for part in relative.parts[:-2])
 
 
 def _read_nrrd(path: Path) -> tuple[np.ndarray, np.ndarray | None]:

@@ -1,4 +1,4 @@
-"""What several converters use: NIfTI writing, cropping, splits by a list of cases."""
+"""What several converters use: NIfTI reading and writing, cropping, splits by a list of cases."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 
 from ..output import fault
+from ..volumes import Header, read_header, read_voxels
 
 # NRRD and DICOM give positions as left, posterior, superior; NIfTI as right, anterior, superior
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -44,6 +45,22 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise fault(path, f"holds a {type(content).__name__}", "give a JSON whose top level is a mapping")
     return content
+
+
+def read_volume(path: Path) -> tuple[np.ndarray, Header]:
+    """Voxels and geometry of a NIfTI file.
+
+    Raises:
+        DataError: when it is missing, cannot be read or holds no plain numbers.
+    """
+
+    def report(what: str, fix: str) -> None:
+        raise fault(path, what, fix)
+
+    header = read_header(str(path), report)
+    voxels = None if header is None else read_voxels(header, report)
+    assert header is not None and voxels is not None  # else a fault was raised
+    return voxels, header
 
 
 def write_volume(path: Path, volume: np.ndarray, affine: np.ndarray) -> None:
@@ -105,6 +122,11 @@ def stem(path: Path) -> str:
         if path.name.endswith(ending):
             return path.name[: -len(ending)]
     return path.stem
+
+
+def below_test_folder(path: Path, folder: Path) -> bool:
+    """Whether a path lies below a folder whose name begins with "test", itself below ``folder``."""
+    return any(part.lower().startswith("test") for part in path.relative_to(folder).parts[:-1])
 
 
 def held_out_names(test_list: str | None, cases: Iterable[str]) -> set[str]:

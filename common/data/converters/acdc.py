@@ -1,0 +1,115 @@
+"""ACDC (cine-MRI of the heart, MICCAI 2017), as downloaded, with the published scribbles of Valvano et al.
+
+Scribbles were drawn on the arrays, so a scribble's own position in space is not used: it takes its image's. That the
+axes fit is seen from the labels: scribbled voxels carry the label's value in all but a few places.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ..output import fault, new_folder, place, write_json
+from .shared import below_test_folder, data_list, held_out_names, read_volume, source_folder, stem, write_volume
+
+LABELS = {"0": "background", "1": "right ventricle", "2": "myocardium", "3": "left ventricle"}
+UNLABELLED = 4  # of the published scribbles
+# share of scribbled structure voxels that must carry the label's value; the published ones reach 0.99, and a flip
+# leaves less than half of them right on average
+AGREEMENT = 0.95
+_FRAME = re.compile(r"(patient\d+)_frame\d+\.nii(?:\.gz)?")
+
+
+def convert_acdc(source: str, output: str, scribbles: str | None = None, test_list: str | None = None) -> Path:
+    """Convert ``patientXXX/patientXXX_frameYY.nii.gz`` and ``..._gt.nii.gz``; images are hard-linked where possible.
+
+    The frames at end-diastole and end-systole become records with the patient as group; the 4D files are not read.
+    Patients below a folder whose name begins with "test" become ``test``, unless a test list is given. Records with
+    scribbles keep ``label``: `split` makes a validation section from it, and scribble methods do not read it.
+
+    Args:
+        source: folder of the download, or its ``training`` folder.
+        output: folder to write; nothing there is overwritten.
+        scribbles: folder with ``patientXXX_frameYY_scribble.nii.gz`` at any depth, one for each training frame.
+        test_list: text file with the names of the test patients, one per line.
+
+    Returns:
+        the folder written.
+
+    Raises:
+        DataError: when files are missing, unreadable or do not fit each other.
+    """
+    folder = source_folder(source)
+    frames = _find_frames(folder)
+    patients = {name: name.split("_")[0] for name in frames}
+    tests = held_out_names(test_list, patients.values())
+    if test_list is None:
+        tests = {patients[name] for name, path in frames.items() if below_test_folder(path, folder)}
+    labels = {name: path.with_name(path.name.replace(name, f"{name}_gt")) for name, path in frames.items()}
+    lacking = [name for name, path in labels.items() if patients[name] not in tests and not path.is_file()]
+    if lacking:
+        raise fault(folder, f"no label (..._gt.nii.gz) for {', '.join(lacking[:8])}", "download the patients again")
+    strokes = {} if scribbles is None else _find_scribbles(source_folder(scribbles))
+    unmarked = [name for name in frames if patients[name] not in tests and name not in strokes]
+    if scribbles is not None and unmarked:
+        what = f"no scribble (..._scribble.nii.gz) for {', '.join(unmarked[:8])}"
+        raise fault(scribbles, what, "give the folder of all scribbles, or name these patients in --test_list")
+    with new_folder(Path(str(output))) as target:
+        sections: dict[str, list[dict[str, Any]]] = {"training": [], "test": []}
+        for name, path in tqdm(frames.items(), desc="converting", leave=False):
+            record = {"image": f"images/{path.name}", "group": patients[name]}
+            place(path, target / record["image"], link=True)
+            if labels[name].is_file():
+                record["label"] = f"labels/{path.name}"
+                place(labels[name], target / record["label"])
+            if patients[name] not in tests and name in strokes:
+                record["scribble"] = f"scribbles/{name}.nii.gz"
+                _write_scribble(target / record["scribble"], strokes[name], path, labels[name])
+            sections["test" if patients[name] in tests else "training"].append(record)
+        listing = data_list("ACDC (cine-MRI, end-diastole and end-systole)", LABELS, sections)
+        write_json(
+            {**listing, **({"scribble_unlabelled_value": UNLABELLED} if strokes else {})}, target / "dataset.json"
+        )
+    return Path(str(output))
+
+
+def _find_frames(folder: Path) -> dict[str, Path]:
+    """Image of each frame by its name, ``patientXXX_frameYY``."""
+    frames: dict[str, Path] = {}
+    for path in sorted(folder.rglob("patient*_frame*.nii*")):
+        if not path.is_file() or not _FRAME.fullmatch(path.name):
+            continue
+        if stem(path) in frames:
+            raise fault(path, f"a second image of {stem(path)}, beside {frames[stem(path)]}", "keep one of them")
+        frames[stem(path)] = path
+    if not frames:
+        raise fault(folder, "holds no patientXXX/patientXXX_frameYY.nii.gz", "give the folder above the patients")
+    return frames
+
+
+def _find_scribbles(folder: Path) -> dict[str, Path]:
+    found = [path for path in sorted(folder.rglob("*_scribble.nii*")) if path.is_file()]
+    return {stem(path).removesuffix("_scribble"): path for path in found}
+
+
+def _write_scribble(target: Path, source: Path, image: Path, label: Path) -> None:
+    """Write a scribble on its image's grid, after a look at its values and whether they agree with the label."""
+    drawn, _ = read_volume(source)
+    true, _ = read_volume(label)
+    _, geometry = read_volume(image)
+    if not drawn.shape == true.shape == geometry.shape:
+        what = f"has shape {drawn.shape}, the label {true.shape} and the image {geometry.shape}"
+        raise fault(source, what, "check the pairing")
+    values = np.unique(drawn).tolist()
+    if not set(values) <= {*map(int, LABELS), UNLABELLED}:
+        raise fault(source, f"holds the values {values[:8]}", f"give scribbles of 0 to 3, and {UNLABELLED} elsewhere")
+    marked = (drawn > 0) & (drawn != UNLABELLED)
+    agreement = float(np.mean(drawn[marked] == true[marked])) if marked.any() else 1.0
+    if agreement < AGREEMENT:
+        what = f"only {agreement:.0%} of its structure voxels carry the value of {label.name}"
+        raise fault(source, what, "check the pairing, and that its axes are those of the image")
+    write_volume(target, drawn.astype(np.uint8), geometry.affine)
