@@ -25,7 +25,8 @@ def naive(
     for b, p, q in itertools.product(range(len(probabilities)), voxels, voxels):
         if p == q or max(abs(i - j) for i, j in zip(p, q, strict=True)) > radius:
             continue
-        here, there = (b, slice(None), *p), (b, slice(None), *q)
+        here: Any = (b, slice(None), *p)
+        there: Any = (b, slice(None), *q)
         kernel = math.exp(-sum((i - j) ** 2 for i, j in zip(p, q, strict=True)) / (2 * sigma_position**2))
         kernel *= math.exp(-float((image[here] - image[there]).square().sum()) / (2 * sigma_intensity**2))
         different = sum(

@@ -36,7 +36,8 @@ def naive(
             both = sum(w * (a[i, j] + a[j, i]) for w, a in zip(weight, attention, strict=True))
             similar = torch.sigmoid(both + bias[0])
             distance = math.exp(-sum((x - y) ** 2 for x, y in zip(p, q, strict=True)) / (2 * sigma**2))
-            here, there = (b, slice(None), *p), (b, slice(None), *q)
+            here: Any = (b, slice(None), *p)
+            there: Any = (b, slice(None), *q)
             unlike = 1 - (probabilities[here] * probabilities[there]).sum()
             total = total + mask[here][0] * neighbour_mask[there][0] * distance * similar * unlike
     return total / mask.sum()

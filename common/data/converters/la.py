@@ -12,7 +12,16 @@ import numpy as np
 from tqdm import tqdm
 
 from ..output import fault, new_folder, write_json
-from .shared import LPS_TO_RAS, below_test_folder, binary_mask, crop, data_list, held_out_names, source_folder, write_volume
+from .shared import (
+    LPS_TO_RAS,
+    below_test_folder,
+    binary_mask,
+    crop,
+    data_list,
+    held_out_names,
+    source_folder,
+    write_volume,
+)
 
 LABELS = {"0": "background", "1": "left atrium"}
 H5_SPACING = 0.625  # mm; the h5 files do not store it
