@@ -9,7 +9,53 @@ from torch import nn
 CONVOLUTIONS = (1, 2, 3, 3, 3)  # per resolution, from full to 1/16
 
 
-class VNet(nn.Module):
+class VNetDecoder(nn.Module):
+    """What a V-Net has after its encoder, for networks with an encoder of their own; added skip connections.
+
+    A subclass builds its encoder, then calls ``_add_decoder`` and ``_settle``.
+    """
+
+    def _add_decoder(self, spatial_dims: int, filters: list[int], out_channels: int, dropout: float) -> None:
+        """Way up and output convolution; filters: of the encoder's features, from full resolution to 1/16."""
+        levels = range(len(filters) - 1)
+        # from the coarsest level to the finest, the order in which they run
+        self.up = nn.ModuleList(
+            _resample(spatial_dims, filters[i + 1], filters[i], Conv.CONVTRANS) for i in reversed(levels)
+        )
+        self.decoder = nn.ModuleList(
+            _stage(spatial_dims, filters[i], filters[i], CONVOLUTIONS[i]) for i in reversed(levels)
+        )
+        self.dropout = nn.Dropout3d(dropout) if spatial_dims == 3 else nn.Dropout2d(dropout)
+        self.output = Conv[Conv.CONV, spatial_dims](filters[0], out_channels, 1)
+
+    def _settle(self, spatial_dims: int) -> None:
+        """Kaiming initialisation of the convolutions there are, weights in channels-last order."""
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+                nn.init.kaiming_normal_(module.weight)
+        layout = torch.channels_last_3d if spatial_dims == 3 else torch.channels_last
+        self.to(memory_format=layout)  # type: ignore[call-overload]
+
+    def decode(
+        self, feature: torch.Tensor, skips: list[torch.Tensor], first: int = 0, last: int = len(CONVOLUTIONS) - 1
+    ) -> list[torch.Tensor]:
+        """Features of the decoder's levels first to last - 1, where 0 is the coarsest.
+
+        Args:
+            feature: what enters level ``first`` from below.
+            skips: the encoder's features that are not yet used, the next one last; those used here are taken out.
+            first: level to begin with.
+            last: level to stop before.
+        """
+        features: list[torch.Tensor] = []
+        for level, (up, stage) in enumerate(zip(self.up, self.decoder)):  # noqa: B905 - TorchScript knows no strict=
+            if first <= level and level < last:
+                feature = stage(up(feature) + skips.pop())
+                features.append(feature)
+        return features
+
+
+class VNet(VNetDecoder):
     """V-Net as used on the LA data since 2019: added skip connections, no residuals inside a stage.
 
     16 base filters double at each of 4 strided convolutions (kernel 2, stride 2); a stage has 1-2-3-3-3 convolutions
@@ -61,40 +107,24 @@ class VNet(nn.Module):
         )
         self.down = nn.ModuleList(_resample(spatial_dims, filters[i], filters[i + 1], Conv.CONV) for i in levels)
         self.bottleneck = _stage(spatial_dims, filters[-1], filters[-1], CONVOLUTIONS[-1])
-        # from the coarsest level to the finest, the order in which they run
-        self.up = nn.ModuleList(
-            _resample(spatial_dims, filters[i + 1], filters[i], Conv.CONVTRANS) for i in reversed(levels)
-        )
-        self.decoder = nn.ModuleList(
-            _stage(spatial_dims, filters[i], filters[i], CONVOLUTIONS[i]) for i in reversed(levels)
-        )
-        self.dropout = nn.Dropout3d(dropout) if spatial_dims == 3 else nn.Dropout2d(dropout)
-        self.output = Conv[Conv.CONV, spatial_dims](filters[0], out_channels, 1)
-        self._initialise()
-        layout = torch.channels_last_3d if spatial_dims == 3 else torch.channels_last
-        self.to(memory_format=layout)  # type: ignore[call-overload]
-
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Conv3d)):
-                nn.init.kaiming_normal_(module.weight)
+        self._add_decoder(spatial_dims, filters, out_channels, dropout)
+        self._settle(spatial_dims)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         if not torch.jit.is_tracing():
-            _check_size(image)
+            check_size(image)
         feature = image
         skips: list[torch.Tensor] = []
         for stage, down in zip(self.encoder, self.down):  # noqa: B905 - TorchScript knows no strict=
             feature = stage(feature)
             skips.append(feature)
             feature = down(feature)
-        feature = self.dropout(self.bottleneck(feature))
-        for up, stage in zip(self.up, self.decoder):  # noqa: B905
-            feature = stage(up(feature) + skips.pop())
-        return self.output(self.dropout(feature))
+        features = self.decode(self.dropout(self.bottleneck(feature)), skips)
+        return self.output(self.dropout(features[-1]))
 
 
-def _check_size(image: torch.Tensor) -> None:
+def check_size(image: torch.Tensor) -> None:
+    """Raise a ValueError unless each spatial size of image (B, C, *S) is a multiple of 16."""
     for size in image.shape[2:]:
         if size % 16 != 0:
             raise ValueError(

@@ -9,6 +9,7 @@ import torch
 from monai.networks.layers.factories import Conv
 from torch import nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 
 class DeformableConv(nn.Module):
@@ -119,103 +120,98 @@ def deformable_conv(
     if not torch.jit.is_tracing() and list(offset.shape) != [x.shape[0], taps * dims] + size:
         raise ValueError(f"offset must be {[x.shape[0], taps * dims] + size}, got {list(offset.shape)}.")
     kind = torch.float64 if x.dtype == torch.float64 else torch.float32
-    rows = x.to(kind).flatten(2).transpose(1, 2).reshape(-1, x.shape[1])  # a voxel's channels side by side
-    moved = offset.to(kind).reshape(x.shape[0], taps, dims, -1)
-    kernels = weight.to(kind).flatten(2).permute(2, 0, 1)  # (taps, out_channels, channels / groups)
     geometry = [stride, padding, dilation, groups]
-    kernel = list(weight.shape[2:])
     if torch.jit.is_scripting():
-        out = _convolve(rows, moved, kernels, x.shape[2:], size, kernel, geometry)
+        out = _gathered(x.to(kind), offset.to(kind), weight.to(kind), size, geometry)
     else:
-        out = _convolve_in_turn(rows, moved, kernels, x.shape[2:], size, kernel, geometry)
+        out = _sampled(x.to(kind), offset.to(kind), weight.to(kind), size, geometry)
     if bias is not None:
-        out = out + bias.to(kind)
-    return out.reshape(x.shape[0], -1, weight.shape[0]).transpose(1, 2).reshape([x.shape[0], weight.shape[0]] + size)
-
-
-def _convolve(
-    rows: torch.Tensor,
-    offset: torch.Tensor,
-    kernels: torch.Tensor,
-    shape: list[int],
-    size: list[int],
-    kernel: list[int],
-    geometry: list[int],
-    at_once: int = 1,
-) -> torch.Tensor:
-    """Outputs (B x N, out_channels) from rows (B x voxels, channels), offset (B, taps, dims, N), some taps at once."""
-    out = torch.zeros([offset.shape[0] * offset.shape[3], kernels.shape[1]], dtype=rows.dtype, device=rows.device)
-    for tap in range(0, kernels.shape[0], at_once):
-        places = _places(offset[:, tap : tap + at_once], tap, size, kernel, geometry)
-        sample = torch.zeros([1, 1], dtype=rows.dtype, device=rows.device)
-        for corner in range(1 << len(shape)):
-            index, share, _ = _corner(places, corner, shape)
-            sample = sample + share.unsqueeze(1) * rows.index_select(0, index)
-        out = out + _mix(sample, kernels[tap : tap + at_once], geometry[3], offset.shape[0])
+        out = out + bias.to(kind).reshape([1, -1] + [1] * dims)
     return out
 
 
 @torch.jit.unused
-def _convolve_in_turn(
-    rows: torch.Tensor,
-    offset: torch.Tensor,
-    kernels: torch.Tensor,
-    shape: list[int],
-    size: list[int],
-    kernel: list[int],
-    geometry: list[int],
+def _sampled(
+    x: torch.Tensor, offset: torch.Tensor, weight: torch.Tensor, size: list[int], geometry: list[int]
 ) -> torch.Tensor:
-    """As :func:`_convolve`, whichever way serves: for a graph to export, without gradients, or to train."""
-    with torch.autocast(rows.device.type, enabled=False):
+    with torch.autocast(x.device.type, enabled=False):
         if torch.jit.is_tracing() or torch.compiler.is_exporting():
-            return _convolve(rows, offset, kernels, shape, size, kernel, geometry, len(kernels))
-        if not torch.is_grad_enabled():
-            return _convolve(rows, offset, kernels, shape, size, kernel, geometry)
-        out: torch.Tensor = _Taps.apply(rows, offset, kernels, shape, size, kernel, geometry)
+            return _gathered(x, offset, weight, size, geometry)
+        out: torch.Tensor = _Taps.apply(x, offset, weight, size, geometry)
         return out
 
 
 class _Taps(torch.autograd.Function):
-    """:func:`_convolve` whose backward pass samples again, tap by tap."""
+    """Sum over the taps; the backward pass samples again, tap by tap."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        rows: torch.Tensor,
+        x: torch.Tensor,
         offset: torch.Tensor,
-        kernels: torch.Tensor,
-        shape: list[int],
+        weight: torch.Tensor,
         size: list[int],
-        kernel: list[int],
         geometry: list[int],
     ) -> torch.Tensor:
-        ctx.save_for_backward(rows, offset, kernels)
-        ctx.shapes = (shape, size, kernel, geometry)
-        return _convolve(rows, offset, kernels, shape, size, kernel, geometry)
+        ctx.save_for_backward(x, offset, weight)
+        ctx.size, ctx.geometry = size, geometry
+        kernels, dims = weight.flatten(2), len(size)
+        out = x.new_zeros(len(x), len(weight), *size)
+        for tap in range(kernels.shape[2]):
+            moved = offset[:, tap * dims : (tap + 1) * dims]
+            out += _tap(x, moved, kernels[..., tap], tap, list(weight.shape[2:]), geometry)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        rows, offset, kernels = ctx.saved_tensors
-        shape, size, kernel, geometry = ctx.shapes
-        by_rows, by_offset, by_kernels = (torch.zeros_like(tensor) for tensor in (rows, offset, kernels))
-        groups = geometry[3]
-        batch, _, dims, _ = offset.shape
-        split = grad.reshape(len(grad), groups, -1)
-        for tap, weights in enumerate(kernels):
-            by_sample = torch.einsum("ngo,goc->ngc", split, weights.reshape(groups, -1, weights.shape[1])).flatten(1)
-            places = _places(offset[:, tap : tap + 1], tap, size, kernel, geometry)
-            sample = torch.zeros_like(by_sample)
-            for corner in range(1 << dims):
-                index, share, slopes = _corner(places, corner, shape)
-                near = rows.index_select(0, index)
-                by_share = (by_sample * near).sum(1)
-                by_offset[:, tap] += (by_share * slopes).reshape(dims, batch, -1).transpose(0, 1)
-                sample.addcmul_(share[:, None], near)
-                by_rows.index_add_(0, index, by_sample * share[:, None])
-            mixed = torch.einsum("ngo,ngc->goc", split, sample.reshape(len(sample), groups, -1))
-            by_kernels[tap] = mixed.flatten(0, 1)
-        return by_rows, by_offset, by_kernels, None, None, None, None
+        x, offset, weight = (tensor.detach() for tensor in ctx.saved_tensors)
+        dims, kernel = len(ctx.size), list(weight.shape[2:])
+        kernels = weight.flatten(2)
+        by_x, by_offset, by_kernels = torch.zeros_like(x), torch.empty_like(offset), torch.empty_like(kernels)
+        for tap in range(kernels.shape[2]):
+            place = slice(tap * dims, (tap + 1) * dims)
+            moved, weights = offset[:, place].requires_grad_(), kernels[..., tap].requires_grad_()
+            with torch.enable_grad():
+                out = _tap(x.requires_grad_(), moved, weights, tap, kernel, ctx.geometry)
+            found = torch.autograd.grad(out, (x, moved, weights), grad)
+            by_x += found[0]
+            by_offset[:, place] = found[1]
+            by_kernels[..., tap] = found[2]
+        return by_x, by_offset, by_kernels.reshape(weight.shape), None, None
+
+
+def _tap(
+    x: torch.Tensor, offset: torch.Tensor, weights: torch.Tensor, tap: int, kernel: list[int], geometry: list[int]
+) -> torch.Tensor:
+    """What one tap adds to the output; offset (B, dims, *out), weights (out_channels, channels / groups)."""
+    dims, size = offset.shape[1], offset.shape[2:]
+    places = _places(offset.flatten(2)[:, None], tap, list(size), kernel, geometry)[:, :, 0]  # (dims, B, N)
+    # grid_sample counts from -1 to 1 between the image's borders, and the last axis first
+    scale = torch.tensor(x.shape[2:], dtype=x.dtype, device=x.device).reshape(dims, 1, 1)
+    grid = ((2 * places + 1) / scale - 1).flip(0).permute(1, 2, 0).reshape(len(x), *size, dims)
+    sample = functional.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    parts = sample.reshape(len(x), geometry[3], weights.shape[1], -1)
+    mixed = weights.reshape(geometry[3], -1, weights.shape[1]) @ parts  # (B, groups, out_channels / groups, N)
+    return mixed.reshape(len(x), -1, *size)
+
+
+def _gathered(
+    x: torch.Tensor, offset: torch.Tensor, weight: torch.Tensor, size: list[int], geometry: list[int]
+) -> torch.Tensor:
+    """The same in plain operations that export, all taps at once: few nodes, much memory."""
+    batch, groups = x.shape[0], geometry[3]
+    rows = x.flatten(2).transpose(1, 2).reshape(-1, x.shape[1])  # a voxel's channels side by side
+    kernels = weight.flatten(2).permute(2, 0, 1)  # (taps, out_channels, channels / groups)
+    taps = kernels.shape[0]
+    places = _places(offset.reshape(batch, taps, len(size), -1), 0, size, list(weight.shape[2:]), geometry)
+    sample = torch.zeros([1, 1], dtype=x.dtype, device=x.device)
+    for corner in range(1 << len(size)):
+        index, share = _corner(places, corner, list(x.shape[2:]))
+        sample = sample + share.unsqueeze(1) * rows.index_select(0, index)
+    parts = sample.reshape(batch, taps, -1, groups, kernels.shape[2])
+    mixed = torch.einsum("btngc,tgoc->bgon", parts, kernels.reshape(taps, groups, -1, kernels.shape[2]))
+    return mixed.reshape([batch, weight.shape[0]] + size)
 
 
 def _places(offset: torch.Tensor, tap: int, size: list[int], kernel: list[int], geometry: list[int]) -> torch.Tensor:
@@ -236,45 +232,22 @@ def _places(offset: torch.Tensor, tap: int, size: list[int], kernel: list[int], 
     return torch.stack(coordinates).unsqueeze(1).to(offset.dtype) + offset.permute(2, 0, 1, 3)
 
 
-def _corner(places: torch.Tensor, corner: int, shape: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One of the voxels around each place: its row, its share in the interpolation, and how this changes by axis.
+def _corner(places: torch.Tensor, corner: int, shape: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """One of the voxels around each place: its row and its share in the interpolation, both (B x T x N,).
 
-    Rows and shares are (B x T x N,), slopes (dims, B x T x N). A voxel outside the image has no share.
+    A voxel outside the image has no share.
     """
     index = torch.zeros(places.shape[1:], dtype=torch.int64, device=places.device)
-    inside = torch.ones(places.shape[1:], dtype=torch.bool, device=places.device)
-    shares: list[torch.Tensor] = []
-    signs: list[float] = []
+    share = torch.ones(places.shape[1:], dtype=places.dtype, device=places.device)
+    voxels = 1
     for axis in range(len(shape)):
         low = places[axis].floor()
         upper = (corner >> axis) & 1
         part = places[axis] - low
-        shares.append(part if upper == 1 else 1.0 - part)
-        signs.append(1.0 if upper == 1 else -1.0)
         voxel = low.to(torch.int64) + upper
-        inside = inside & (voxel >= 0) & (voxel < shape[axis])
+        inside = (voxel >= 0) & (voxel < shape[axis])
+        share = share * (part if upper == 1 else 1.0 - part) * inside.to(places.dtype)
         index = index * shape[axis] + voxel.clamp(0, shape[axis] - 1)
-    voxels = 1
-    for extent in shape:
-        voxels = voxels * extent
+        voxels = voxels * shape[axis]
     batch = torch.arange(places.shape[1], device=places.device).reshape(-1, 1, 1)
-    share = inside.to(places.dtype)
-    slopes: list[torch.Tensor] = []
-    for axis in range(len(shape)):
-        slope = inside.to(places.dtype) * signs[axis]
-        for other in range(len(shape)):
-            if other != axis:
-                slope = slope * shares[other]
-        slopes.append(slope.reshape(-1))
-        share = share * shares[axis]
-    return (index + batch * voxels).reshape(-1), share.reshape(-1), torch.stack(slopes)
-
-
-def _mix(sample: torch.Tensor, kernels: torch.Tensor, groups: int, batch: int) -> torch.Tensor:
-    """Samples (B x T x N, channels) by T taps' weights (T, out_channels, channels / groups): (B x N, out_channels)."""
-    taps = kernels.shape[0]
-    if groups == 1 and taps == 1:
-        return sample @ kernels[0].t()
-    parts = sample.reshape(batch, taps, -1, groups, kernels.shape[2])
-    mixed = torch.einsum("btngc,tgoc->bngo", parts, kernels.reshape(taps, groups, -1, kernels.shape[2]))
-    return mixed.reshape(-1, kernels.shape[1])
+    return (index + batch * voxels).reshape(-1), share.reshape(-1)

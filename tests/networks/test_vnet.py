@@ -146,3 +146,27 @@ def test_torchscript_gives_equal_logits(spatial_dims: int, size: tuple[int, ...]
         torch.testing.assert_close(exported(image), network(image))
         other = torch.randn(2, 1, *(2 * length for length in size))
         torch.testing.assert_close(exported(other), network(other))  # not bound to the size it was made with
+
+
+def test_decoder_runs_in_parts() -> None:
+    network = small(3).eval()
+    features = [torch.randn(1, 4 * 2**level, *(16 // 2**level,) * 3) for level in range(5)]
+    with torch.no_grad():
+        whole = network.decode(features[4], features[:4])
+        skips = features[:4]
+        coarse = network.decode(features[4], skips, last=3)
+        assert len(skips) == 1 and skips[0] is features[0]
+        fine = network.decode(coarse[-1], skips, first=3)
+    assert [feature.shape[1] for feature in whole] == [32, 16, 8, 4]
+    torch.testing.assert_close(coarse + fine, whole, rtol=0, atol=0)
+
+
+def test_names_and_first_values_stay() -> None:
+    # other names would refuse past weights; weights drawn in another order would make every past seed another run
+    torch.manual_seed(0)
+    network = VNet(base_filters=2)
+    parts = list(dict.fromkeys(name.split(".")[0] for name in network.state_dict()))
+    assert parts == ["encoder", "down", "bottleneck", "up", "decoder", "output"]
+    assert len(network.state_dict()) == 12 * 7 + 9 * 7 + 2 * 4 * 7 + 2
+    last = network.output.weight.detach().flatten()
+    torch.testing.assert_close(last, torch.tensor([-0.7520, -0.1235, -0.8743, -0.7485]), rtol=0.0, atol=1e-4)

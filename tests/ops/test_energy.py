@@ -64,8 +64,8 @@ def test_equals_the_equation(shape: tuple[int, ...], classes: int, channels: int
 def test_absent_masks_are_ones(which: str) -> None:
     probabilities, image, mask, _ = case((4, 4), 3)
     ones = torch.ones_like(mask)
-    given = {} if which == "none" else {which: mask}
-    full = {"mask": ones, "neighbour_mask": ones} | given
+    given: dict[str, Any] = {} if which == "none" else {which: mask}
+    full: dict[str, Any] = {"mask": ones, "neighbour_mask": ones} | given
     found = pairwise_window_energy(probabilities, image, 1, 1.0, 0.5, **given)
     assert found.item() == pytest.approx(naive(probabilities, image, 1, 1.0, 0.5, **full).item(), rel=1e-10)
 
