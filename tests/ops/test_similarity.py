@@ -10,7 +10,6 @@ import torch
 from common.ops import similarity
 from common.ops.similarity import attentive_similarity_loss
 
-
 loss_of: Any = attentive_similarity_loss  # called with lists of tensors, which a type checker cannot count
 
 
