@@ -22,6 +22,17 @@ class MarkCleanLabeld(Transform):
         return {**data, "clean": torch.tensor(has_clean_label(dict(data)))}  # type: ignore[arg-type]
 
 
+class MarkLabelledd(Transform):
+    """Add ``labelled``: True where the record has a label; where it has none, background takes the label's place."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        labelled = "label" in data
+        d = {**data, "labelled": torch.tensor(labelled)}
+        if not labelled:
+            d["label"] = torch.zeros_like(data["image"][:1])
+        return d
+
+
 class Resampled(Spacingd):
     """MONAI's Spacingd that survives other items beside the image.
 
@@ -73,11 +84,20 @@ class SaveNiftid(SaveImaged):
         output_dir: folder to write to.
         postfix: what the file shows.
         dtype: number type in the file.
+        allow_missing_keys: whether an item may be absent.
     """
 
-    def __init__(self, keys: KeysCollection, output_dir: str, postfix: str, dtype: str = "float32") -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        output_dir: str,
+        postfix: str,
+        dtype: str = "float32",
+        allow_missing_keys: bool = False,
+    ) -> None:
         super().__init__(
             keys,
+            allow_missing_keys=allow_missing_keys,
             output_dir=output_dir,
             output_postfix=postfix,
             output_dtype=dtype,

@@ -25,6 +25,7 @@ SHAPE = (24, 24, 16)  # voxels
 SMALL_NETWORKS = {
     "common.networks.VNet": {"network_def#base_filters": 4},
     "scripts.network.AttentiveUNet": {"network_def#filters": 2},
+    "scripts.network.MultiCURENet": {"network_def#base_filters": 4},
 }
 
 

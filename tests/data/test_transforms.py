@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from monai.transforms import SaveImaged
 
 from common.data import transforms
-from common.data.transforms import MarkCleanLabeld, Resampled, SaveNiftid, SegmentationAndUncertaintyd
+from common.data.transforms import MarkCleanLabeld, MarkLabelledd, Resampled, SaveNiftid, SegmentationAndUncertaintyd
 
 ROOT = Path(__file__).resolve().parents[2]
 INFERENCE = sorted(ROOT.glob("bundles/*/configs/inference.yaml"))
@@ -179,3 +179,11 @@ def test_an_oblique_image_comes_back_in_its_own_space(config: Path, tmp_path: Pa
     found = np.asarray(nib.Nifti1Image.from_filename(tmp_path / "out" / "scan" / "scan_pred.nii.gz").dataobj) == 1
     dice = 2.0 * (found & ball).sum() / (found.sum() + ball.sum())
     assert dice > 0.9, "a shift by one voxel gives less"
+
+
+def test_images_without_a_label_get_background() -> None:
+    image, label = torch.rand(2, 3, 4), torch.ones(1, 3, 4)
+    without = MarkLabelledd()({"image": image})
+    assert not without["labelled"] and without["label"].shape == (1, 3, 4) and float(without["label"].sum()) == 0.0
+    given = MarkLabelledd()({"image": image, "label": label})
+    assert given["labelled"] and given["label"] is label

@@ -104,7 +104,12 @@ def test_neighbours_are_masked_as_printed() -> None:
 
 
 def test_baselines_terms() -> None:
-    arguments: dict[str, Any] = {"crf_weight": 0.0, "attentive_weight": 0.0, "entropy_weight": 0.3, "mumford_shah_weight": 0.7}
+    arguments: dict[str, Any] = {
+        "crf_weight": 0.0,
+        "attentive_weight": 0.0,
+        "entropy_weight": 0.3,
+        "mumford_shah_weight": 0.7,
+    }
     method, batch = make_method(attention_level=None, **arguments), make_batch()
     output = method(batch, START)
     assert {name: term.weight for name, term in output.terms.items()} == {
