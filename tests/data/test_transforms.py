@@ -17,6 +17,7 @@ from monai.transforms import SaveImaged
 
 from common.data import transforms
 from common.data.transforms import MarkCleanLabeld, MarkLabelledd, Resampled, SaveNiftid, SegmentationAndUncertaintyd
+from tests.bundles.conftest import forget_scripts
 
 ROOT = Path(__file__).resolve().parents[2]
 INFERENCE = sorted(ROOT.glob("bundles/*/configs/inference.yaml"))
@@ -152,7 +153,9 @@ def inference(config: Path, folder: Path, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("config", INFERENCE, ids=lambda path: path.parents[1].name)
-def test_an_oblique_image_comes_back_in_its_own_space(config: Path, tmp_path: Path) -> None:
+def test_an_oblique_image_comes_back_in_its_own_space(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A bright ball goes through preprocessing, a stand-in for the network and postprocessing: it must not move."""
     metadata = json.loads(config.with_name("metadata.json").read_text())["network_data_format"]
     channels = metadata["inputs"]["image"]["num_channels"]
@@ -163,7 +166,10 @@ def test_an_oblique_image_comes_back_in_its_own_space(config: Path, tmp_path: Pa
     source = tmp_path / "scan.nii.gz"
     nib.save(nib.Nifti1Image(volume, OBLIQUE), source)
 
+    monkeypatch.syspath_prepend(config.parents[1])  # the bundle's own transforms
+    forget_scripts()
     way = inference(config, tmp_path / "out")
+    forget_scripts()
     item = way["preprocessing"]({"image": str(source), "image_path": str(source)})
     assert item["image"].shape[0] == channels
     shown = item["image"][:1]

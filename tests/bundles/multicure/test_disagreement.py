@@ -18,7 +18,7 @@ def test_last_channel_is_the_distance_of_the_networks(output: str) -> None:
     first, second = branches.predictive.softmax(1), branches.auxiliary.softmax(1)
     by_hand = sum((first[:, c] - second[:, c]).abs() for c in range(3)) / 2
     torch.testing.assert_close(found[:, 3], by_hand)
-    assert 0.0 <= float(found[:, 3].min()) and float(found[:, 3].max()) <= 1.0
+    assert float(found[:, 3].min()) >= 0.0 and float(found[:, 3].max()) <= 1.0
 
 
 def test_split_takes_the_channel_beyond_the_classes() -> None:
