@@ -125,28 +125,36 @@ def _similarities(batch: int, size: int, channels: int, device: torch.device) ->
     weight, bias = torch.ones(1, device=device).requires_grad_(), torch.zeros(1, device=device).requires_grad_()
     probabilities = torch.randn(batch, CLASSES, size, size, device=device).softmax(1).requires_grad_()
     inputs = [queries, keys, weight, bias, probabilities]
+    distance_map = _distance_map(size, device)
 
     def ours() -> tuple[torch.Tensor, list[torch.Tensor]]:
         return attentive_similarity_loss(queries, keys, weight, bias, probabilities, RADIUS, SIGMA_POSITION), inputs
 
     def plain() -> tuple[torch.Tensor, list[torch.Tensor]]:
-        return _plain_similarity(queries, keys, weight, bias, probabilities), inputs
+        return _plain_similarity(queries, keys, weight, bias, probabilities, distance_map), inputs
 
     return ours, plain
 
 
+def _distance_map(size: int, device: torch.device) -> torch.Tensor:
+    places = torch.tensor(list(itertools.product(range(size), repeat=2)), device=device)
+    steps = (places[:, None] - places[None]).abs()
+    near = (steps.amax(-1) <= RADIUS) & (steps.amax(-1) > 0)
+    return torch.exp(-steps.square().sum(-1) / (2 * SIGMA_POSITION**2)) * near
+
+
 def _plain_similarity(
-    queries: torch.Tensor, keys: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, probabilities: torch.Tensor
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    probabilities: torch.Tensor,
+    distance_map: torch.Tensor,
 ) -> torch.Tensor:
     """Eq. 6 of AttenScribble on the matrix of all pairs."""
-    size = probabilities.shape[-1]
     attention = (queries @ keys.transpose(-1, -2)).softmax(-1)
     both = attention + attention.transpose(-1, -2)
-    similarity = functional.conv2d(both, weight[None, :, None, None], bias).sigmoid()[:, 0]
-    places = torch.tensor(list(itertools.product(range(size), repeat=2)), device=queries.device)
-    steps = (places[:, None] - places[None]).abs()
-    distance_map = torch.exp(-steps.square().sum(-1) / (2 * SIGMA_POSITION**2))
-    distance_map = distance_map * ((steps.amax(-1) <= RADIUS) & (steps.amax(-1) > 0))
+    similarity = ((both * weight[:, None, None]).sum(1) + bias).sigmoid()
     flat = probabilities.flatten(2)
     unlike = 1 - flat.transpose(1, 2) @ flat
     return (distance_map * similarity * unlike).sum() / flat[:, 0].numel()
