@@ -1,4 +1,4 @@
-"""Deformable convolution in 2D and 3D, with memory for one kernel tap at a time."""
+"""Deformable convolution in 2D and 3D, with memory for a block of output voxels at a time."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from monai.networks.layers.factories import Conv
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+_BLOCK = 2**19  # numbers sampled at once: fewer waste time on small operations, more take memory
 
 
 class DeformableConv(nn.Module):
@@ -87,9 +89,9 @@ def deformable_conv(
 ) -> torch.Tensor:
     """Convolution with taps moved by offsets; what lies outside the image is 0.
 
-    Taps are visited one after the other, in the backward pass again: the memory beyond input, output and gradients is
-    that of one tap's samples, not of all (27 in 3D). TorchScript, tracing and ONNX get the same formula in plain
-    operations; an exported graph visits all taps at once, which keeps it small and costs memory.
+    Worked in blocks of output voxels, in the backward pass again: beyond input, output and gradients memory holds what
+    one block samples. TorchScript, tracing and ONNX get the same formula in plain operations; an exported graph samples
+    everything at once, which keeps it small and costs memory.
 
     Args:
         x: (B, channels, H, W[, D]).
@@ -137,12 +139,16 @@ def _sampled(
     with torch.autocast(x.device.type, enabled=False):
         if torch.jit.is_tracing() or torch.compiler.is_exporting():
             return _gathered(x, offset, weight, size, geometry)
-        out: torch.Tensor = _Taps.apply(x, offset, weight, size, geometry)
+        out: torch.Tensor = _Blocks.apply(x, offset, weight, size, geometry)
         return out
 
 
-class _Taps(torch.autograd.Function):
-    """Sum over the taps; the backward pass samples again, tap by tap."""
+class _Blocks(torch.autograd.Function):
+    """Image by image, block by block.
+
+    An interpolated vector is a weighted sum of rows, a row being the channels of a voxel. On a CPU ``embedding_bag``
+    forms such sums several times as fast as ``grid_sample``, which walks channel by channel.
+    """
 
     @staticmethod
     def forward(
@@ -155,99 +161,142 @@ class _Taps(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(x, offset, weight)
         ctx.size, ctx.geometry = size, geometry
-        kernels, dims = weight.flatten(2), len(size)
-        out = x.new_zeros(len(x), len(weight), *size)
-        for tap in range(kernels.shape[2]):
-            moved = offset[:, tap * dims : (tap + 1) * dims]
-            out += _tap(x, moved, kernels[..., tap], tap, list(weight.shape[2:]), geometry)
-        return out
+        kernels, moves = _kernels(weight, geometry[3]), _moves(offset, len(size))
+        out = x.new_empty(len(x), len(weight), moves.shape[3])
+        for image in range(len(x)):
+            rows = x[image].flatten(1).T.contiguous()
+            for places in _blocks(x, moves):
+                index, share = _corners(moves[image : image + 1, ..., places], places.start, x, weight, size, geometry)
+                samples = _samples(_sum_rows(rows, index, share), len(kernels), kernels.shape[1])
+                out[image, :, places] = (samples @ kernels).transpose(1, 2).flatten(0, 1)
+        return out.reshape(len(x), len(weight), *size)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, offset, weight = (tensor.detach() for tensor in ctx.saved_tensors)
-        dims, kernel = len(ctx.size), list(weight.shape[2:])
-        kernels = weight.flatten(2)
-        by_x, by_offset, by_kernels = torch.zeros_like(x), torch.empty_like(offset), torch.empty_like(kernels)
-        for tap in range(kernels.shape[2]):
-            place = slice(tap * dims, (tap + 1) * dims)
-            moved, weights = offset[:, place].requires_grad_(), kernels[..., tap].requires_grad_()
-            with torch.enable_grad():
-                out = _tap(x.requires_grad_(), moved, weights, tap, kernel, ctx.geometry)
-            found = torch.autograd.grad(out, (x, moved, weights), grad)
-            by_x += found[0]
-            by_offset[:, place] = found[1]
-            by_kernels[..., tap] = found[2]
-        return by_x, by_offset, by_kernels.reshape(weight.shape), None, None
-
-
-def _tap(
-    x: torch.Tensor, offset: torch.Tensor, weights: torch.Tensor, tap: int, kernel: list[int], geometry: list[int]
-) -> torch.Tensor:
-    """What one tap adds to the output; offset (B, dims, *out), weights (out_channels, channels / groups)."""
-    dims, size = offset.shape[1], offset.shape[2:]
-    places = _places(offset.flatten(2)[:, None], tap, list(size), kernel, geometry)[:, :, 0]  # (dims, B, N)
-    # grid_sample counts from -1 to 1 between the image's borders, and the last axis first
-    scale = torch.tensor(x.shape[2:], dtype=x.dtype, device=x.device).reshape(dims, 1, 1)
-    grid = ((2 * places + 1) / scale - 1).flip(0).permute(1, 2, 0).reshape(len(x), *size, dims)
-    sample = functional.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    parts = sample.reshape(len(x), geometry[3], weights.shape[1], -1)
-    mixed = weights.reshape(geometry[3], -1, weights.shape[1]) @ parts  # (B, groups, out_channels / groups, N)
-    return mixed.reshape(len(x), -1, *size)
+        kernels, moves = _kernels(weight, ctx.geometry[3]), _moves(offset, len(ctx.size))
+        by_x, by_moves, by_kernels = torch.empty_like(x), torch.empty_like(moves), torch.zeros_like(kernels)
+        grad = grad.reshape(len(x), len(kernels), -1, moves.shape[3]).transpose(2, 3)
+        for image in range(len(x)):
+            rows = x[image].flatten(1).T.contiguous()
+            by_rows = torch.zeros_like(rows)
+            for places in _blocks(x, moves):
+                above = grad[image, :, places]  # (groups, n, out_channels / groups)
+                by_samples = _samples_back(above @ kernels.transpose(1, 2), x.shape[1])
+                with torch.enable_grad():
+                    moved = moves[image : image + 1, ..., places].requires_grad_()
+                    index, share = _corners(moved, places.start, x, weight, ctx.size, ctx.geometry)
+                    shares = share.detach().requires_grad_()
+                    sums = _sum_rows(rows, index, shares)
+                    by_share = _gradient(sums, shares, by_samples)
+                    by_moves[image : image + 1, ..., places] = _gradient(share, moved, by_share)
+                by_rows += _sum_samples(by_samples, index, shares.detach(), len(rows))
+                by_kernels += _samples(sums.detach(), len(kernels), kernels.shape[1]).transpose(1, 2) @ above
+            by_x[image] = by_rows.T.reshape(x.shape[1:])
+        return by_x, by_moves.reshape(offset.shape), _kernels_back(by_kernels, weight), None, None
 
 
 def _gathered(
     x: torch.Tensor, offset: torch.Tensor, weight: torch.Tensor, size: list[int], geometry: list[int]
 ) -> torch.Tensor:
-    """The same in plain operations that export, all taps at once: few nodes, much memory."""
-    batch, groups = x.shape[0], geometry[3]
-    rows = x.flatten(2).transpose(1, 2).reshape(-1, x.shape[1])  # a voxel's channels side by side
-    kernels = weight.flatten(2).permute(2, 0, 1)  # (taps, out_channels, channels / groups)
-    taps = kernels.shape[0]
-    places = _places(offset.reshape(batch, taps, len(size), -1), 0, size, list(weight.shape[2:]), geometry)
-    sample = torch.zeros([1, 1], dtype=x.dtype, device=x.device)
-    for corner in range(1 << len(size)):
-        index, share = _corner(places, corner, list(x.shape[2:]))
-        sample = sample + share.unsqueeze(1) * rows.index_select(0, index)
-    parts = sample.reshape(batch, taps, -1, groups, kernels.shape[2])
-    mixed = torch.einsum("btngc,tgoc->bgon", parts, kernels.reshape(taps, groups, -1, kernels.shape[2]))
-    return mixed.reshape([batch, weight.shape[0]] + size)
+    """The same in plain operations that export, everything at once: few nodes, much memory."""
+    kernels, batch, channels = _kernels(weight, geometry[3]), x.shape[0], x.shape[1]
+    index, share = _corners(_moves(offset, len(size)), 0, x, weight, size, geometry)
+    index, share = index.reshape(batch, -1, 1, index.shape[3]), share.reshape(batch, -1, 1, share.shape[3])
+    rows = x.flatten(2).transpose(1, 2)
+    sums = torch.zeros([1, 1], dtype=x.dtype, device=x.device)
+    for corner in range(index.shape[3]):
+        sums = sums + share[..., corner] * rows.gather(1, index[..., corner].expand(-1, -1, channels))
+    out = _samples(sums.reshape(-1, channels), kernels.shape[0], kernels.shape[1]) @ kernels
+    out = out.reshape(kernels.shape[0], batch, -1, kernels.shape[2]).permute(1, 0, 3, 2)
+    return out.reshape([batch, weight.shape[0]] + size)
 
 
-def _places(offset: torch.Tensor, tap: int, size: list[int], kernel: list[int], geometry: list[int]) -> torch.Tensor:
-    """Where some taps, from number ``tap`` on, look from each output: (dims, B, T, N), in voxels.
+def _corners(
+    moves: torch.Tensor,
+    start: int,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    size: list[int],
+    geometry: list[int],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The voxels around the places where taps look, and their shares in the interpolation.
 
-    offset: (B, T, dims, N).
+    Args:
+        moves: offsets (B, taps, dims, n) of n outputs, from number ``start`` on.
+
+    Returns:
+        index of the voxel in its image, share: (B, n, taps, 2^dims) both. A voxel outside the image has no share.
     """
     stride, padding, dilation = geometry[0], geometry[1], geometry[2]
-    coordinates: list[torch.Tensor] = []
-    rest = torch.arange(tap, tap + offset.shape[1], device=offset.device)
-    for axis in range(len(size) - 1, -1, -1):
-        around = [1] * len(size)
-        around[axis] = size[axis]
-        line = torch.arange(size[axis], device=offset.device) * stride - padding
-        line = line.reshape(around).expand(size).reshape(1, -1)
-        coordinates.insert(0, line + (rest % kernel[axis]).unsqueeze(1) * dilation)
-        rest = rest // kernel[axis]
-    return torch.stack(coordinates).unsqueeze(1).to(offset.dtype) + offset.permute(2, 0, 1, 3)
+    corners = [(torch.zeros([1], dtype=torch.int64, device=x.device), torch.ones([1], dtype=x.dtype, device=x.device))]
+    for axis in range(len(size)):
+        outputs = torch.arange(start, start + moves.shape[3], device=x.device)
+        taps = torch.arange(moves.shape[1], device=x.device)
+        for behind in range(len(size) - 1, axis, -1):
+            outputs, taps = outputs // size[behind], taps // weight.shape[2 + behind]
+        place = (outputs % size[axis]).unsqueeze(1) * stride - padding + (taps % weight.shape[2 + axis]) * dilation
+        places = place.to(moves.dtype) + moves[:, :, axis].transpose(1, 2)  # (B, n, taps), in voxels
+        low = places.detach().floor()
+        extent = x.shape[2 + axis]
+        further: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for upper in range(2):
+            voxel = low.to(torch.int64) + upper
+            inside = ((voxel >= 0) & (voxel < extent)).to(x.dtype)
+            near = (places - low if upper == 1 else low + 1.0 - places) * inside
+            for index, share in corners:
+                further.append((index * extent + voxel.clamp(0, extent - 1), share * near))
+        corners = further
+    return torch.stack([index for index, _ in corners], 3), torch.stack([share for _, share in corners], 3)
 
 
-def _corner(places: torch.Tensor, corner: int, shape: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """One of the voxels around each place: its row and its share in the interpolation, both (B x T x N,).
+def _sum_rows(rows: torch.Tensor, index: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """Interpolated vectors (B x n x taps, channels) of an image's rows (voxels, channels)."""
+    return functional.embedding_bag(index.flatten(0, 2), rows, per_sample_weights=share.flatten(0, 2), mode="sum")
 
-    A voxel outside the image has no share.
-    """
-    index = torch.zeros(places.shape[1:], dtype=torch.int64, device=places.device)
-    share = torch.ones(places.shape[1:], dtype=places.dtype, device=places.device)
-    voxels = 1
-    for axis in range(len(shape)):
-        low = places[axis].floor()
-        upper = (corner >> axis) & 1
-        part = places[axis] - low
-        voxel = low.to(torch.int64) + upper
-        inside = (voxel >= 0) & (voxel < shape[axis])
-        share = share * (part if upper == 1 else 1.0 - part) * inside.to(places.dtype)
-        index = index * shape[axis] + voxel.clamp(0, shape[axis] - 1)
-        voxels = voxels * shape[axis]
-    batch = torch.arange(places.shape[1], device=places.device).reshape(-1, 1, 1)
-    return (index + batch * voxels).reshape(-1), share.reshape(-1)
+
+def _sum_samples(samples: torch.Tensor, index: torch.Tensor, share: torch.Tensor, voxels: int) -> torch.Tensor:
+    """The other way: to each voxel's row what the samples that read it give, (voxels, channels)."""
+    readers = index.flatten().argsort()
+    first = torch.bincount(index.flatten(), minlength=voxels).cumsum(0).roll(1)
+    first[0] = 0
+    return functional.embedding_bag(
+        readers // index.shape[3], samples, first, per_sample_weights=share.flatten()[readers], mode="sum"
+    )
+
+
+def _gradient(output: torch.Tensor, of: torch.Tensor, above: torch.Tensor) -> torch.Tensor:
+    return torch.autograd.grad(output, of, above)[0]
+
+
+def _blocks(x: torch.Tensor, moves: torch.Tensor) -> list[slice]:
+    step = max(1, _BLOCK // (moves.shape[1] * x.shape[1]))
+    return [slice(start, min(start + step, moves.shape[3])) for start in range(0, moves.shape[3], step)]
+
+
+def _moves(offset: torch.Tensor, dims: int) -> torch.Tensor:
+    """(B, taps x dims, *out) to (B, taps, dims, N)."""
+    return offset.flatten(2).unflatten(1, [-1, dims])
+
+
+def _kernels(weight: torch.Tensor, groups: int) -> torch.Tensor:
+    """(out_channels, channels / groups, *kernel) to (groups, taps x channels / groups, out_channels / groups)."""
+    split = weight.flatten(2).reshape(groups, -1, weight.shape[1], weight[0, 0].numel())
+    return split.permute(0, 3, 2, 1).flatten(1, 2)
+
+
+def _kernels_back(kernels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    split = kernels.reshape(len(kernels), -1, weight.shape[1], kernels.shape[2])
+    return split.permute(0, 3, 2, 1).reshape(weight.shape)
+
+
+def _samples(sums: torch.Tensor, groups: int, length: int) -> torch.Tensor:
+    """(n x taps, channels) to (groups, n, taps x channels / groups), which is ``length`` long."""
+    split = sums.reshape(-1, length * groups // sums.shape[1], groups, sums.shape[1] // groups)
+    return split.permute(2, 0, 1, 3).flatten(2)
+
+
+def _samples_back(samples: torch.Tensor, channels: int) -> torch.Tensor:
+    split = samples.unflatten(2, [-1, channels // len(samples)])
+    return split.permute(1, 2, 0, 3).reshape(-1, channels)

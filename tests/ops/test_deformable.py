@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from common.ops import deformable
 from common.ops.deformable import DeformableConv, deformable_conv
 
 
@@ -114,6 +115,17 @@ def test_gradients_are_those_of_finite_differences(shape: tuple[int, ...], kerne
     x, offset, weight = case(shape, kernel, 2, reach=0.9)
     inputs = [tensor[:1].contiguous().requires_grad_() for tensor in (x, offset)] + [weight.requires_grad_()]
     assert torch.autograd.gradcheck(lambda a, b, c: deformable_conv(a, b, c, groups=2), inputs)
+
+
+def test_blocks_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, offset, weight = (tensor.requires_grad_() for tensor in case((3, 4, 2), (2, 3, 2), 2, padding=1))
+    found = []
+    for block in (1, 200, 2**20):  # a voxel at a time, some, everything
+        monkeypatch.setattr(deformable, "_BLOCK", block)
+        out = deformable_conv(x, offset, weight, padding=1, groups=2)
+        found.append((out, *torch.autograd.grad(out.square().sum(), (x, offset, weight))))
+    torch.testing.assert_close(found[0], found[2])
+    torch.testing.assert_close(found[1], found[2])
 
 
 def test_offsets_learn() -> None:
