@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import torch
+from monai.losses import DiceLoss
+from monai.networks.utils import one_hot
 from torch.nn import functional
+
+_DICE = DiceLoss(batch=True)
 
 
 def partial_cross_entropy(logits: torch.Tensor, target: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
@@ -26,6 +30,31 @@ def partial_cross_entropy(logits: torch.Tensor, target: torch.Tensor, labelled: 
     target = torch.where(labelled, target.long(), 0)
     loss = functional.cross_entropy(logits.float(), target, reduction="none")
     return (loss * labelled).sum() / labelled.sum().clamp_min(1)
+
+
+def partial_dice(probabilities: torch.Tensor, target: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
+    """Soft Dice loss over the labelled pixels of a batch, mean over the foreground classes.
+
+    For dense labels: of a scribble it would be the Dice of strokes.
+
+    Args:
+        probabilities: (B, C, H, W[, D]).
+        target: (B, H, W[, D]), class numbers; of no meaning where nothing is labelled.
+        labelled: (B, H, W[, D]), bool.
+
+    Returns:
+        scalar in [0, 1].
+
+    Example:
+        >>> probabilities = torch.tensor([[0.2, 0.5], [0.8, 0.5]]).reshape(1, 2, 1, 2)
+        >>> labelled = torch.tensor([[[True, False]]])
+        >>> round(partial_dice(probabilities, torch.ones(1, 1, 2), labelled).item(), 3)  # 1 - 2 * 0.8 / (0.8 + 1)
+        0.111
+    """
+    chosen = labelled[:, None]
+    classes = one_hot(torch.where(chosen, target[:, None], 0), probabilities.shape[1])
+    loss: torch.Tensor = _DICE((probabilities.float() * chosen)[:, 1:], (classes * chosen)[:, 1:])
+    return loss
 
 
 def entropy(probabilities: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

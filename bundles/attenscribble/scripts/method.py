@@ -13,7 +13,7 @@ from common.networks.attention import SpatialSelfAttention, recorded_scores
 from common.ops.energy import pairwise_window_energy
 from common.ops.similarity import attentive_similarity_loss
 
-from .losses import entropy, mumford_shah, partial_cross_entropy
+from .losses import entropy, mumford_shah, partial_cross_entropy, partial_dice
 from .transforms import FIRST_CLASS, OUTSIDE, UNLABELLED
 
 
@@ -27,6 +27,7 @@ class AttenScribble(Method):
         network: what ships; with an attention block if ``attentive_weight`` is above 0.
         crf_weight: lambda_mcrf, weight of the masked CRF (Eq. 4).
         attentive_weight: lambda_atn, weight of the attentive similarity loss (Eq. 6).
+        dice_weight: weight of the soft Dice over labelled pixels, for dense labels.
         entropy_weight: weight of entropy minimisation over unlabelled pixels, a baseline.
         mumford_shah_weight: weight of the Mumford-Shah loss, a baseline.
         radius: of both losses' windows, in pixels (of the feature map for the attentive one).
@@ -45,6 +46,7 @@ class AttenScribble(Method):
         network: nn.Module,
         crf_weight: float = 0.1,
         attentive_weight: float = 0.1,
+        dice_weight: float = 0.0,
         entropy_weight: float = 0.0,
         mumford_shah_weight: float = 0.0,
         radius: int = 5,
@@ -57,6 +59,7 @@ class AttenScribble(Method):
         self.weights = {
             "crf": crf_weight,
             "attentive": attentive_weight,
+            "dice": dice_weight,
             "entropy": entropy_weight,
             "mumford_shah": mumford_shah_weight,
         }
@@ -87,8 +90,8 @@ class AttenScribble(Method):
             progress: not used, no weight changes during the training.
 
         Returns:
-            term ``partial`` (Eq. 1), and of ``crf`` (Eq. 4), ``attentive`` (Eq. 6), ``entropy`` and ``mumford_shah``
-            those whose weight is above 0; monitor ``labelled``, the share of pixels with a label.
+            term ``partial`` (Eq. 1), and of ``crf`` (Eq. 4), ``attentive`` (Eq. 6), ``dice``, ``entropy`` and
+            ``mumford_shah`` those whose weight is above 0; monitor ``labelled``, the share of pixels with a label.
         """
         image, scribble = batch["image"], batch["scribble"].long()
         labelled = scribble >= FIRST_CLASS
@@ -98,11 +101,14 @@ class AttenScribble(Method):
             with recorded_scores(self.network) as scores:
                 logits = self.network(image)
         probabilities = logits.float().softmax(1)
-        terms = {"partial": partial_cross_entropy(logits, scribble[:, 0] - FIRST_CLASS, labelled[:, 0])}  # Eq. 1
+        target = scribble[:, 0] - FIRST_CLASS
+        terms = {"partial": partial_cross_entropy(logits, target, labelled[:, 0])}  # Eq. 1
         if self.weights["crf"] > 0.0:
             terms["crf"] = self._crf(probabilities, image, scribble)
         if self.similarity is not None:
             terms["attentive"] = self._attentive(probabilities, scribble, scores.queries, scores.keys, scores.shape)
+        if self.weights["dice"] > 0.0:
+            terms["dice"] = partial_dice(probabilities, target, labelled[:, 0])
         if self.weights["entropy"] > 0.0:
             terms["entropy"] = entropy(probabilities, scribble == UNLABELLED)
         if self.weights["mumford_shah"] > 0.0:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from bundles.attenscribble.scripts.losses import entropy, mumford_shah, partial_cross_entropy
+from bundles.attenscribble.scripts.losses import entropy, mumford_shah, partial_cross_entropy, partial_dice
 
 
 @pytest.mark.parametrize("classes", [2, 4])
@@ -36,6 +36,23 @@ def test_nothing_labelled_is_zero_with_a_gradient() -> None:
     loss = partial_cross_entropy(logits, torch.full((1, 2, 2), -1), torch.zeros(1, 2, 2, dtype=torch.bool))
     loss.backward()
     assert loss.item() == 0.0 and logits.grad is not None and float(logits.grad.abs().sum()) == 0.0
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_partial_dice_equals_loops(classes: int) -> None:
+    generator = torch.Generator().manual_seed(classes)
+    probabilities = torch.randn((2, classes, 4, 3), generator=generator).softmax(1)
+    target = torch.randint(0, classes, (2, 4, 3), generator=generator)
+    labelled = torch.rand((2, 4, 3), generator=generator) < 0.7
+    losses = []
+    for k in range(1, classes):
+        both = ours = theirs = 0.0
+        for b, i, j in labelled.nonzero().tolist():
+            p, t = float(probabilities[b, k, i, j]), float(target[b, i, j] == k)
+            both, ours, theirs = both + p * t, ours + p, theirs + t
+        losses.append(1 - 2 * both / (ours + theirs))
+    found = partial_dice(probabilities, torch.where(labelled, target, -2), labelled)
+    assert found.item() == pytest.approx(sum(losses) / len(losses), abs=1e-5)
 
 
 def test_entropy_by_hand() -> None:

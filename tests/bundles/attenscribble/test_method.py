@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from bundles.attenscribble.scripts.losses import entropy, mumford_shah
+from bundles.attenscribble.scripts.losses import entropy, mumford_shah, partial_dice
 from bundles.attenscribble.scripts.method import AttenScribble, _several_classes
 from bundles.attenscribble.scripts.network import AttentiveUNet
 from common.method import MethodOutput, Progress
@@ -107,6 +107,7 @@ def test_baselines_terms() -> None:
     arguments: dict[str, Any] = {
         "crf_weight": 0.0,
         "attentive_weight": 0.0,
+        "dice_weight": 0.2,
         "entropy_weight": 0.3,
         "mumford_shah_weight": 0.7,
     }
@@ -114,10 +115,13 @@ def test_baselines_terms() -> None:
     output = method(batch, START)
     assert {name: term.weight for name, term in output.terms.items()} == {
         "partial": 1.0,
+        "dice": 0.2,
         "entropy": 0.3,
         "mumford_shah": 0.7,
     }
     probabilities, codes = output.prediction.softmax(1), batch["scribble"]
+    dice = partial_dice(probabilities, codes[:, 0] - 2, codes[:, 0] >= 2)
+    assert output.terms["dice"].value.item() == pytest.approx(dice.item(), rel=1e-5)
     assert output.terms["entropy"].value.item() == pytest.approx(entropy(probabilities, codes == 1).item(), rel=1e-5)
     expected = mumford_shah(probabilities, batch["image"], codes > 0)
     assert output.terms["mumford_shah"].value.item() == pytest.approx(expected.item(), rel=1e-5)
