@@ -74,24 +74,28 @@ def _needs(path: Path) -> list[str]:
 
 def split(
     dataset_dir: str,
-    fraction: float = 0.2,
+    fraction: float | None = None,
     seed: int = 0,
-    output: str = "dataset_split.json",
+    folds: int | None = None,
+    output: str | None = None,
     datalist: str = "dataset.json",
 ) -> None:
-    """Write a JSON in which some training groups (patients) form the validation section.
+    """Write a JSON in which some training groups (patients) form the validation section, or one for each fold.
 
     Args:
         dataset_dir: folder of the data set.
-        fraction: share of the groups with clean labels to draw.
+        fraction: share of the groups with clean labels to draw; default 0.2.
         seed: seed of the draw.
-        output: name of the JSON to write, in the same folder; never overwritten.
+        folds: write as many JSONs, each of which validates on another part (cross-validation); the parts are drawn, or
+            given by `fold` (0, 1, ...) in the training records.
+        output: name of the JSON to write, in the same folder; never overwritten. Default dataset_split.json, with
+            folds dataset_fold{fold}.json.
         datalist: name of the JSON to read.
     """
-    path = splitting.split(str(dataset_dir), fraction, seed, str(output), datalist)
-    data, _ = contract.read_data(path.parent, path.name)
-    print(f"{path}: {len(data.training)} training and {len(data.validation)} validation records")
-    print(f"Use it with --datalist {path.name}")
+    for path in splitting.split(str(dataset_dir), fraction, seed, folds, output, datalist):
+        data, _ = contract.read_data(path.parent, path.name)
+        counts = f"{len(data.training)} training and {len(data.validation)} validation records"
+        print(f"{path}: {counts}. Use it with --datalist {path.name}")
 
 
 def make(output: str, kind: str = "noisy", seed: int = 0) -> None:
@@ -106,7 +110,7 @@ def make(output: str, kind: str = "noisy", seed: int = 0) -> None:
 
 
 def corrupt(dataset_dir: str, output: str, **options: Any) -> None:
-    """Write a copy of a data set with simulated label noise or scribbles, and what was done in its JSON.
+    """Write a copy of a data set with simulated label noise, scribbles or missing labels; its JSON says what was done.
 
     Args:
         dataset_dir: folder of the data set.
@@ -114,7 +118,8 @@ def corrupt(dataset_dir: str, output: str, **options: Any) -> None:
         **options: ``--seed 0``, ``--datalist dataset.json`` and ``--kind noise``, with ``--fraction 0.9`` (share of
             the training cases) and ``--radius 3 15`` (voxels), or ``--kind scribble``, with ``--fraction 1``,
             ``--slice_axis 2`` or ``--dims 3``, ``--margin 5`` (voxels around the structures' hull), ``--keep 1``
-            (least share of a skeleton that is traced) and ``--width 1`` (voxels).
+            (least share of a skeleton that is traced) and ``--width 1`` (voxels), or ``--kind unlabelled``, with
+            ``--fraction 0.8``.
     """
     print(f"Corrupted data set in {corrupt_data(str(dataset_dir), output=str(output), **options)}")
 

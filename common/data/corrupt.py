@@ -1,7 +1,8 @@
 """Writes a copy of a data set whose training labels are corrupted on purpose, with the recipe in its JSON.
 
 The command line is ``python -m common.data corrupt DIR --kind noise --fraction 0.9 --radius 3 15 --output DIR2``, or
-``... corrupt DIR --kind scribble --slice_axis 2 --output DIR2`` to put scribbles in the place of dense labels.
+``... corrupt DIR --kind scribble --slice_axis 2 --output DIR2`` to put scribbles in the place of dense labels, or
+``... corrupt DIR --kind unlabelled --fraction 0.75 --output DIR2`` to take labels away.
 """
 
 from __future__ import annotations
@@ -116,7 +117,26 @@ class Scribbles:
         record.update(scribble=written, reference=record.pop("label"))
 
 
-KINDS: dict[str, type[Noise] | type[Scribbles]] = {"noise": Noise, "scribble": Scribbles}
+@dataclass
+class Unlabelled:
+    """Labels taken away: semi-supervised learning."""
+
+    folder: ClassVar[None] = None  # no file is written
+    fraction: ClassVar[float] = 0.8
+    spared: ClassVar[int] = 1
+
+    def sample(self, rng: np.random.Generator, structures: Sequence[int]) -> Parameters:
+        """Nothing is drawn."""
+        return []
+
+    def note(self, record: dict[str, Any]) -> None:
+        """Enter the defect into the case's record."""
+        record.pop("label_quality")
+        record.update(reference=record.pop("label"))
+
+
+Defect = Noise | Scribbles | Unlabelled
+KINDS: dict[str, type[Defect]] = {"noise": Noise, "scribble": Scribbles, "unlabelled": Unlabelled}
 
 
 def join_pairs(argv: Sequence[str]) -> list[str]:
@@ -158,24 +178,26 @@ def corrupt(
     datalist: str = "dataset.json",
     **settings: Any,
 ) -> Path:
-    """Write a copy of a data set in which a share of the clean training labels is noisy, or replaced by scribbles.
+    """Write a copy of a data set in which a share of the clean training labels is noisy, scribbles or not there.
 
     Training records with a label that is not called noisy already take part; which of them are changed is drawn from
     the seed. Each gets ``reference``, a copy of the true label, to measure with. Of kind ``noise`` it also gets
     ``label`` (the changed file) and ``label_quality: noisy``; of kind ``scribble`` it gets ``scribble`` and has no
-    ``label`` any more, and the JSON gets ``scribble_unlabelled_value`` (255, unless the data set has one). Everything
-    else is kept. The JSON also gets ``corruption``: kind, seed, fraction, settings and ``cases``, which maps the image
-    of each changed case to its parameters; ``replay`` remakes the set from it.
+    ``label`` any more, and the JSON gets ``scribble_unlabelled_value`` (255, unless the data set has one); of kind
+    ``unlabelled`` it has no ``label`` any more. Everything else is kept. The JSON also gets ``corruption``: kind, seed,
+    fraction, settings and ``cases``, which maps the image of each changed case to its parameters; ``replay`` remakes
+    the set from it.
 
     Args:
         dataset_dir: folder of the data set.
         output: folder to write; nothing there is overwritten.
-        kind: ``noise`` (see ``simulators``) or ``scribble`` (see ``scribbles``).
-        fraction: share of changed cases, above 0, rounded to whole cases, one at the least. For noise it lies below 1
-            and one case stays clean at the least; default 0.9. For scribbles it is at most 1, the default.
+        kind: ``noise`` (see ``simulators``), ``scribble`` (see ``scribbles``) or ``unlabelled``.
+        fraction: share of changed cases, above 0, rounded to whole cases, one at the least. For scribbles it is at most
+            1, the default. Otherwise it lies below 1 and one case keeps its label at the least; default 0.9 for noise,
+            0.8 for unlabelled.
         seed: source of chance.
         datalist: name of the JSON in ``dataset_dir``; the one written is always ``dataset.json``.
-        settings: of the kind, see :class:`Noise` and :class:`Scribbles`.
+        settings: of the kind, see :class:`Noise` and :class:`Scribbles`; unlabelled has none.
 
     Returns:
         the folder written.
@@ -249,20 +271,38 @@ def _write(root: Path, listing: dict[str, Any], recipe: dict[str, Any], output: 
     with new_folder(output) as folder:
         _place_files(root, listing, folder)
 
-        def work(case: str) -> tuple[str, Parameters]:
-            source = changed[case]["label"]
-            parameters = recipe["cases"][case]
-            return case, _corrupt_file(root / source, folder / defect.folder / source, parameters, defect, unlabelled)
-
-        with ThreadPoolExecutor(WORKERS) as pool:
-            applied = dict(tqdm(pool.map(work, changed), total=len(changed), desc="corrupting labels", leave=False))
         for record in listing["training"]:
             if _is_clean(record):
                 record["label_quality"] = "clean"
-        for record in changed.values():
-            defect.note(record, f"{defect.folder}/{record['label']}")
-        write_json({**listing, "corruption": {**recipe, "cases": applied}}, folder / "dataset.json")
+        if isinstance(defect, Unlabelled):
+            for record in changed.values():
+                defect.note(record)
+        else:
+            applied = _corrupt_files(root, folder, changed, recipe["cases"], defect, unlabelled)
+            recipe = {**recipe, "cases": applied}
+        write_json({**listing, "corruption": recipe}, folder / "dataset.json")
     return output
+
+
+def _corrupt_files(
+    root: Path,
+    folder: Path,
+    changed: dict[str, dict[str, Any]],
+    cases: dict[str, Parameters],
+    defect: Noise | Scribbles,
+    unlabelled: int,
+) -> dict[str, Parameters]:
+    """Write the corrupted labels and enter them into their records; returns what was really applied to each case."""
+
+    def work(case: str) -> tuple[str, Parameters]:
+        source = changed[case]["label"]
+        return case, _corrupt_file(root / source, folder / defect.folder / source, cases[case], defect, unlabelled)
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        applied = dict(tqdm(pool.map(work, changed), total=len(changed), desc="corrupting labels", leave=False))
+    for record in changed.values():
+        defect.note(record, f"{defect.folder}/{record['label']}")
+    return applied
 
 
 def _place_files(root: Path, listing: dict[str, Any], folder: Path) -> None:
@@ -324,14 +364,14 @@ def _read_list(path: Path) -> dict[str, Any]:
     return listing
 
 
-def _defect(kind: str, settings: dict[str, Any]) -> Noise | Scribbles:
+def _defect(kind: str, settings: dict[str, Any]) -> Defect:
     """The kind's class with its settings, all of them checked."""
     if kind not in KINDS:
         raise fault("--kind", f"{kind!r} is unknown", f"give {' or '.join(f'--kind {name}' for name in KINDS)}")
     known = [field.name for field in fields(KINDS[kind])]
     for name in settings:
         if name not in known:
-            fix = f"leave it out; it has {', '.join(f'--{name}' for name in known)}"
+            fix = f"leave it out; it has {', '.join(f'--{name}' for name in known) or 'none'}"
             raise fault(f"--{name}", f"is no setting of --kind {kind}", fix)
     return KINDS[kind](**settings)
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -126,11 +127,62 @@ def test_split_is_seeded(tmp_path: Path) -> None:
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+def test_folds_validate_on_every_clean_group_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_groups(tmp_path, dict.fromkeys("abcdefgh", 2), noisy=("c",))
+    main(["split", str(tmp_path), "--folds", "3", "--seed", "2"])
+    assert capsys.readouterr().out.count("Use it with --datalist dataset_fold") == 3
+    validated: list[str] = []
+    for fold in range(3):
+        content = json.loads((tmp_path / f"dataset_fold{fold}.json").read_text())
+        drawn, kept = ({record["group"] for record in content[name]} for name in ("validation", "training"))
+        assert not drawn & kept and drawn | kept == set("abcdefgh") and 2 <= len(drawn) <= 3
+        assert content["split"] == {"seed": 2, "folds": 3, "fold": fold, "source": "dataset.json"}
+        validated += drawn
+    assert sorted(validated) == list("abdefgh")
+    main(["split", str(tmp_path), "--folds", "3", "--seed", "3", "--output", "other{fold}.json"])
+    other = json.loads((tmp_path / "other0.json").read_text())["validation"]
+    assert other != json.loads((tmp_path / "dataset_fold0.json").read_text())["validation"]
+
+
+def test_folds_may_stand_in_the_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_groups(tmp_path, dict.fromkeys("abcd", 2))
+    content = json.loads((tmp_path / "dataset.json").read_text())
+
+    def give(folds: dict[str, Any]) -> None:
+        for record in content["training"]:
+            record.update(fold=folds[record["group"]]) if record["group"] in folds else record.pop("fold", None)
+        (tmp_path / "dataset.json").write_text(json.dumps(content))
+
+    give({"a": 1, "b": 0, "c": 1})  # d always trains
+    main(["split", str(tmp_path), "--folds", "2"])
+    for fold, expected in enumerate(("b", "ac")):
+        written = json.loads((tmp_path / f"dataset_fold{fold}.json").read_text())
+        assert {record["group"] for record in written["validation"]} == set(expected)
+        assert {record["group"] for record in written["training"]} == set("abcd") - set(expected)
+    again = ("split", str(tmp_path), "--folds", "2", "--output", "x{fold}.json")
+    give({"a": 0, "b": 0, "c": 0})
+    assert "no group with clean labels throughout is in fold 1" in fails(capsys, *again)
+    give({"a": 2, "b": [1]})
+    message = fails(capsys, *again)
+    assert "group a: names fold 2" in message and "group b: names fold '[1]'" in message
+    give({})
+    content["training"][0]["fold"] = 1
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    assert "group a: its records name several folds: 1, None" in fails(capsys, *again)
+    assert not list(tmp_path.glob("x*.json"))
+
+
 def test_split_refuses(tmp_path: Path, phantom: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_groups(tmp_path, {"a": 1, "b": 1})
     main(["split", str(tmp_path)])
     assert "is there already" in fails(capsys, "split", str(tmp_path))
     assert "number above 0 and below 1" in fails(capsys, "split", str(tmp_path), "--fraction", "1.5")
+    assert "does not go with --folds" in fails(capsys, "split", str(tmp_path), "--folds", "2", "--fraction", "0.5")
+    assert "whole number of 2 or more" in fails(capsys, "split", str(tmp_path), "--folds", "1")
+    assert "no place for the number" in fails(capsys, "split", str(tmp_path), "--folds", "2", "--output", "a.json")
+    assert "2 group(s) have clean labels throughout, 3 are needed" in fails(
+        capsys, "split", str(tmp_path), "--folds", "3"
+    )
     assert "paths in it are relative" in fails(capsys, "split", str(tmp_path), "--output", "/elsewhere/a.json")
     assert "has a `validation` section already" in fails(capsys, "split", str(phantom))
     write_groups(tmp_path, {"a": 2, "b": 1}, noisy=("b",))
@@ -143,6 +195,14 @@ def test_corrupt_takes_its_options_as_documented(tmp_path: Path, capsys: pytest.
     assert str(tmp_path / "noisy") in capsys.readouterr().out
     data = open_data(tmp_path / "noisy", needs=["clean", "noisy", "validation"])
     assert sum(record["label_quality"] == "noisy" for record in data.training) == 2
+
+
+def test_corrupt_takes_labels_away(tmp_path: Path) -> None:
+    source = make_phantom(tmp_path / "dense", "dense", cases={"training": 4, "validation": 1}, shape=(20, 20, 14))
+    main(f"corrupt {source} --kind unlabelled --fraction 0.5 --seed 3 --output {tmp_path / 'few'}".split())
+    data = open_data(tmp_path / "few", needs=["label", "unlabelled", "validation"])
+    assert sum("label" in record for record in data.training) == 2
+    assert all("reference" in record for record in data.training if "label" not in record)
 
 
 def test_corrupt_draws_scribbles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

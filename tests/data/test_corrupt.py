@@ -91,6 +91,24 @@ def test_what_is_written(dataset: Path, tmp_path: Path) -> None:
     assert len(clean) == 2 and all("noisy/" not in r["label"] for r in clean)
 
 
+def test_labels_taken_away(dataset: Path, tmp_path: Path) -> None:
+    output = corrupt(str(dataset), str(tmp_path / "few"), kind="unlabelled", fraction=0.75, seed=3)
+    before, after = listing(dataset), listing(output)
+    recipe = after["corruption"]
+    noisy = listing(corrupt(str(dataset), str(tmp_path / "noisy"), fraction=0.75, seed=3))
+    assert recipe["kind"] == "unlabelled" and all(parameters == [] for parameters in recipe["cases"].values())
+    assert len(recipe["cases"]) == len(noisy["corruption"]["cases"]) == 6
+    for old, new in zip(before["training"], after["training"], strict=True):
+        if new["image"] in recipe["cases"]:
+            assert set(new) == {"image", "group", "reference"}
+            np.testing.assert_array_equal(load(output / new["reference"]), load(dataset / old["label"]))
+        else:
+            assert ("label" in new) == ("label" in old)
+    assert listing(replay(str(dataset), str(output / "dataset.json"), str(tmp_path / "again"))) == after
+    with pytest.raises(DataError, match="--radius: is no setting of --kind unlabelled. Fix: leave it out; it has none"):
+        corrupt(str(dataset), str(tmp_path / "other"), kind="unlabelled", radius=3)
+
+
 def test_scribbles_take_the_place_of_labels(dataset: Path, tmp_path: Path) -> None:
     output = corrupt(str(dataset), str(tmp_path / "drawn"), kind="scribble", slice_axis=1, keep=0.7, seed=5)
     before, after = listing(dataset), listing(output)
