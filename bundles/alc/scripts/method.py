@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from common.losses import segmentation_loss
 from common.method import LossTerm, Method, MethodOutput, Progress
 from common.schedules import gaussian_ramp_up
+from common.teacher import Teacher
 
 from .losses import consistency_loss, mean_probability, refine_labels, sample_uncertainty, select_most_certain
 
@@ -58,15 +58,7 @@ class AdaptiveLabelCorrection(Method):
             raise ValueError(f"selected_fraction must be in [0, 1], got {selected_fraction}.")
         if not 0.0 < ramp_length <= 1.0:
             raise ValueError(f"ramp_length must be in (0, 1], got {ramp_length}.")
-        if not 0.0 <= ema_decay < 1.0:
-            raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}.")
-        if input_noise < 0.0:
-            raise ValueError(f"input_noise must be at least 0, got {input_noise}.")
-        self.teacher = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
-        self.teacher.requires_grad_(False)
-        for module in self.teacher.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.track_running_stats = False  # what is there is averaged, never gathered
+        self.teacher = Teacher(network, ema_decay, input_noise)
         self.passes = passes
         self.selected_fraction = selected_fraction
         self.alpha = alpha
@@ -74,9 +66,7 @@ class AdaptiveLabelCorrection(Method):
         self.consistency = consistency
         self.ramp_scale = ramp_scale
         self.ramp_length = ramp_length
-        self.input_noise = input_noise
         self.refine = refine
-        self.train()
 
     def forward(self, batch: dict[str, Any], progress: Progress) -> MethodOutput:
         """Loss terms of a batch.
@@ -107,7 +97,7 @@ class AdaptiveLabelCorrection(Method):
         if len(image) == 0:
             nothing = logits.sum() * 0.0
             return {"refined": nothing, "noisy": nothing, "consistency": nothing}, {}
-        passes = self._teacher_passes(image)  # Eq. 3
+        passes = self.teacher.passes(image, self.passes)  # Eq. 3
         refined = refine_labels(passes) if self.refine else passes[0].argmax(1, keepdim=True)  # Eqs. 4-6
         uncertainty = sample_uncertainty(passes)  # Eq. 7
         selected = select_most_certain(uncertainty, int(self.selected_fraction * len(image) + 0.5))
@@ -118,33 +108,8 @@ class AdaptiveLabelCorrection(Method):
         }
         return terms, {"uncertainty": uncertainty.mean(), "changed_voxels": (refined != label).float().mean()}
 
-    @torch.no_grad()
-    def _teacher_passes(self, image: torch.Tensor) -> torch.Tensor:
-        """m teacher outputs, each under its own input noise and dropout: (M, B, C, *S), probabilities (Eq. 3)."""
-        outputs = []
-        for _ in range(self.passes):
-            noise = self.input_noise * torch.randn_like(image)
-            outputs.append(self.teacher(image + noise).float().softmax(1))
-        return torch.stack(outputs)
-
-    def train(self, mode: bool = True) -> AdaptiveLabelCorrection:
-        """Training mode of the student; of the teacher, dropout and batch normalisation by the batch's own statistics.
-
-        Averaged statistics lag behind averaged weights while the learning rate is high: on left atria they cost the
-        teacher 7 Dice points. A pass leaves no trace in them.
-        """
-        super().train(mode)
-        self.teacher.eval()
-        for module in self.teacher.modules():
-            if isinstance(module, (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)):
-                module.train(mode)
-        return self
-
     def after_step(self) -> None:
-        """Moving average of the student's weights and batch-normalisation statistics.
-
-        The first average is the student after its first step, so weights that are loaded late reach the teacher too.
-        """
+        """Moving average of the student's weights and batch-normalisation statistics."""
         self.teacher.update_parameters(self.network)
 
 

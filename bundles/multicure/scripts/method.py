@@ -1,13 +1,17 @@
-"""MultiCURE: one training step of Karimijafarbigloo et al., MIDL 2024."""
+"""MultiCURE: one training step of Karimijafarbigloo et al., MIDL 2024; and of Mean Teacher, a baseline."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn import functional
 
 from common.losses import segmentation_loss
 from common.method import LossTerm, Method, MethodOutput, Progress
+from common.schedules import gaussian_ramp_up
+from common.teacher import Teacher
 
 from .losses import (
     contrastive_loss,
@@ -174,6 +178,59 @@ class MultiCURE(Method):
         predicted, confident = self._confident(outputs.predictive)
         differ = predicted != outputs.auxiliary.argmax(1, keepdim=True)
         return {"uncertain": 1.0 - confident.float().mean(), "disagreement": differ.float().mean()}
+
+
+class MeanTeacher(Method):
+    """Baseline: one network, its labels and consistency with the moving average of itself.
+
+    Source: Tarvainen and Valpola, Mean teachers are better role models, NeurIPS 2017.
+
+    Args:
+        network: the student; it ships.
+        consistency: weight of the consistency at the end of its ramp-up (Laine and Aila, ICLR 2017), at least 0.
+        ema_decay: decay of the teacher's moving average, in [0, 1).
+        input_noise: standard deviation of the noise on the teacher's input, in units of the normalised image.
+
+    Raises:
+        ValueError: when an argument is outside its range.
+    """
+
+    def __init__(
+        self, network: nn.Module, consistency: float = 1.0, ema_decay: float = 0.99, input_noise: float = 0.1
+    ) -> None:
+        super().__init__(network)
+        if consistency < 0.0:
+            raise ValueError(f"consistency is a weight, at least 0, got {consistency}.")
+        self.consistency = consistency
+        self.teacher = Teacher(network, ema_decay, input_noise)
+
+    def forward(self, batch: dict[str, Any], progress: Progress) -> MethodOutput:
+        """Loss terms of a batch.
+
+        Args:
+            batch: as of :class:`MultiCURE`.
+            progress: where the training stands.
+
+        Returns:
+            terms ``supervised`` (Eq. 1 for one network) and ``consistency``, the mean squared difference of the two
+            probabilities on unlabelled images, 0 without any.
+        """
+        image, labelled = batch["image"], batch["labelled"]
+        logits = self.network(image)
+        student = logits[~labelled].float().softmax(1)
+        distance = student.sum() * 0.0
+        if len(student) > 0:
+            distance = functional.mse_loss(student, self.teacher.passes(image[~labelled])[0])
+        weight = self.consistency * gaussian_ramp_up(progress.fraction)
+        terms = {
+            "supervised": LossTerm(_supervised_loss(logits, batch["label"], labelled), 2.0),
+            "consistency": LossTerm(distance, weight),
+        }
+        return MethodOutput(terms=terms, prediction=logits)
+
+    def after_step(self) -> None:
+        """Moving average of the student."""
+        self.teacher.update_parameters(self.network)
 
 
 def _supervised_loss(logits: torch.Tensor, label: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:

@@ -206,7 +206,7 @@ def test_teacher_normalises_by_the_batch() -> None:
                 assert module.running_mean is not None
                 module.running_mean.fill_(mean)
         torch.manual_seed(1)
-        passes.append(method._teacher_passes(make_batch()["image"]))
+        passes.append(method.teacher.passes(make_batch()["image"]))
     torch.testing.assert_close(passes[0], passes[1])
 
 

@@ -94,7 +94,7 @@ class Scripted(nn.Module):
 def test_refinement_can_be_switched_off(refine: bool, winner: int) -> None:
     # The first pass and the plain mean say class 1, the weighted mean of Eq. 6 says class 0 (by hand in the equations).
     method = AdaptiveLabelCorrection(ByBrightness(), passes=3, selected_fraction=1.0, refine=refine)
-    method.teacher = Scripted([[0.29, 0.71], [0.6, 0.4], [0.6, 0.4]])  # type: ignore[assignment]
+    method.teacher.module = Scripted([[0.29, 0.71], [0.6, 0.4], [0.6, 0.4]])
     batch = make_batch(2)
     batch["image"] = torch.full_like(batch["image"], 4.0)  # the student is sure of class 1
     loss = method(batch, HALFWAY).terms["refined"].value.item()
