@@ -8,21 +8,16 @@ images, a loop over teacher passes, a loop over parameters for the moving averag
 from __future__ import annotations
 
 import copy
-import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import fire
 import torch
-from torch.nn import functional
 
 from bundles.alc.scripts.method import AdaptiveLabelCorrection
-from common.method import Progress
 from common.networks import VNet
 from common.trainer import resolve_precision
 
-PROGRESS = Progress(iteration=50, total=100)
+from .steps import Step, compare, segmentation_loss, shipped_step
 
 
 def main(
@@ -53,67 +48,22 @@ def main(
         "clean": torch.tensor([True] * clean + [False] * noisy, device=target),
     }
     dtype = resolve_precision(precision, target)
-    shipped = _shipped_step(batch, passes, dtype)
-    plain = _plain_step(batch, passes)
-    times: dict[str, list[float]] = {"shipped": [], "plain": []}
-    for step in range(steps + 1):
-        for name, run in (("shipped", shipped), ("plain", plain)):
-            seconds = _time(run, target)
-            if step > 0:
-                times[name].append(seconds)
+    method = AdaptiveLabelCorrection(VNet(), passes=passes).to(target)
     print(f"{target}, torch {torch.__version__}, {torch.get_num_threads()} threads, {dtype} as shipped")
-    print(f"patches {patch}, {clean} clean + {noisy} noisy, {passes} teacher passes, median of {steps} steps in turn")
-    print(f"{'step':<10}{'seconds':>10}{'min':>10}{'max':>10}")
-    for name, seconds_all in times.items():
-        print(f"{name:<10}{statistics.median(seconds_all):>10.3f}{min(seconds_all):>10.3f}{max(seconds_all):>10.3f}")
-    ratios = [p / s for p, s in zip(times["plain"], times["shipped"], strict=True)]
-    print(
-        f"plain / shipped, pair by pair: median {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-    )
+    print(f"patches {patch}, {clean} clean + {noisy} noisy, {passes} teacher passes")
+    compare(shipped_step(method, batch, dtype), _plain_step(batch, passes), steps, target)
 
 
-def _time(run: Callable[[], None], device: torch.device) -> float:
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
-def _shipped_step(batch: dict[str, Any], passes: int, dtype: torch.dtype) -> Callable[[], None]:
-    device = batch["image"].device
-    method = AdaptiveLabelCorrection(VNet(), passes=passes).to(device).train()
-    optimizer = torch.optim.SGD(method.network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
-    scaler = torch.amp.GradScaler(device.type, enabled=dtype is torch.float16)
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32):
-            total = method(batch, PROGRESS).total
-        scaler.scale(total).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        method.after_step()
-
-    return step
-
-
-def _plain_step(batch: dict[str, Any], passes: int) -> Callable[[], None]:
+def _plain_step(batch: dict[str, Any], passes: int) -> Step:
     image, label, clean = batch["image"], batch["label"], batch["clean"]
     student = VNet().to(image.device).train()
     student.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     teacher = copy.deepcopy(student)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
 
-    def loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        probability = logits.softmax(1)[:, 1].flatten(1)
-        truth = (target[:, 0] == 1).float().flatten(1)
-        dice = 1 - (2 * (probability * truth).sum(1) + 1e-5) / (probability.sum(1) + truth.sum(1) + 1e-5)
-        return 0.5 * (functional.cross_entropy(logits, target[:, 0]) + dice.mean())
-
     def step() -> None:
         optimizer.zero_grad()
-        clean_loss = loss(student(image[clean]), label[clean])
+        clean_loss = segmentation_loss(student(image[clean]), label[clean])
         noisy_image, noisy_label = image[~clean], label[~clean]
         logits = student(noisy_image)
         with torch.no_grad():
@@ -126,7 +76,9 @@ def _plain_step(batch: dict[str, Any], passes: int) -> Callable[[], None]:
         chosen, rest = order[: len(order) // 2], order[len(order) // 2 :]
         consistency = (mean - logits.softmax(1)).abs().mean()
         total = clean_loss + 0.3 * (
-            3 * loss(logits[chosen], refined[chosen]) + 2 * loss(logits[rest], noisy_label[rest]) + consistency
+            3 * segmentation_loss(logits[chosen], refined[chosen])
+            + 2 * segmentation_loss(logits[rest], noisy_label[rest])
+            + consistency
         )
         total.backward()
         optimizer.step()

@@ -47,7 +47,7 @@ def main(repeats: int = 3, device: str = "cuda" if torch.cuda.is_available() els
 
 
 def _row(name: str, inputs: Inputs, repeats: int, device: torch.device) -> None:
-    kinds: tuple[Convolution, ...] = (partial(deformable_conv, padding=1), _plain)
+    kinds: tuple[Convolution, ...] = (partial(deformable_conv, padding=1), plain_deformable_conv)
     (value, gradients), (plain_value, plain_gradients) = (_run(kind, inputs) for kind in kinds)
     errors = [_error(value, plain_value), max(map(_error, gradients, plain_gradients))]
     del value, plain_value, gradients, plain_gradients
@@ -76,8 +76,8 @@ def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-def _plain(x: torch.Tensor, offset: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """All taps sampled at once: (B, channels, taps, *S), then one product with the weights."""
+def plain_deformable_conv(x: torch.Tensor, offset: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """All taps of a kernel of 3 sampled at once: (B, channels, taps, *S), then one product with the weights."""
     dims, shape = x.ndim - 2, x.shape[2:]
     axes = torch.meshgrid(*(torch.arange(size, device=x.device) for size in shape), indexing="ij")
     base = torch.stack(axes).flatten(1)  # (dims, N)
