@@ -46,6 +46,10 @@ class SpatialSelfAttention(nn.Module):
         self.heads, self.depth = heads, layers
         self.layers = nn.ModuleList(_Layer(spatial_dims, channels, heads, mlp_ratio) for _ in range(layers))
         self.norm = nn.LayerNorm(channels)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):  # as transformers are; the block starts close to its skip connections
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
 
     def forward(self, feature: torch.Tensor) -> torch.Tensor:
         tokens = feature.flatten(2).transpose(1, 2)
