@@ -45,6 +45,8 @@ class MultiCURE(Method):
     Args:
         network: it ships; its ``threshold`` tells confident from uncertain voxels here too.
         unlabelled: lambda_u, weight of the losses on unlabelled images (Eq. 3).
+        ramp_length: share of the training over which lambda_u rises to that (Laine and Aila, ICLR 2017), in [0, 1]; 0:
+            constant, as in the paper.
         regularisation: lambda_reg, weight of the XOR regularisation among them (Eq. 2).
         contrastive: lambda_c at the end of the training (Eq. 3); 0: no contrastive learning.
         schedule: rise or decay, of lambda_c, see :func:`~.losses.contrastive_weight`.
@@ -65,6 +67,7 @@ class MultiCURE(Method):
         self,
         network: MultiCURENet,
         unlabelled: float = 1.0,
+        ramp_length: float = 0.0,
         regularisation: float = 1.0,
         contrastive: float = 0.1,
         schedule: str = "rise",
@@ -78,6 +81,8 @@ class MultiCURE(Method):
         super().__init__(network)
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}.")
+        if not 0.0 <= ramp_length <= 1.0:
+            raise ValueError(f"ramp_length must be in [0, 1], got {ramp_length}.")
         if temperature <= 0.0:
             raise ValueError(f"temperature must be above 0, got {temperature}.")
         for name, value in {"max_voxels": max_voxels, "feature_channels": feature_channels}.items():
@@ -88,6 +93,7 @@ class MultiCURE(Method):
             if weight < 0.0:
                 raise ValueError(f"{name} is a weight, at least 0, got {weight}.")
         self.unlabelled = unlabelled
+        self.ramp_length = ramp_length
         self.regularisation = regularisation
         self.contrastive = contrastive
         self.schedule = schedule
@@ -120,7 +126,10 @@ class MultiCURE(Method):
             "auxiliary": LossTerm(_supervised_loss(outputs.auxiliary, label, labelled), 2.0),
         }
         if self.unlabelled > 0.0:
-            terms |= self._learn_from_pseudo_labels(outputs.predictive[~labelled], outputs.auxiliary[~labelled])
+            weight = self.unlabelled
+            if self.ramp_length > 0.0:
+                weight *= gaussian_ramp_up(progress.fraction / self.ramp_length)
+            terms |= self._learn_from_pseudo_labels(outputs.predictive[~labelled], outputs.auxiliary[~labelled], weight)
         if self.contrastive > 0.0:
             weight = contrastive_weight(progress.fraction, self.contrastive, self.schedule == "rise")
             contrast, separation = self._contrast(outputs, ~labelled)
@@ -132,17 +141,17 @@ class MultiCURE(Method):
             monitors=self._monitors(outputs),
         )
 
-    def _learn_from_pseudo_labels(self, predictive: torch.Tensor, auxiliary: torch.Tensor) -> dict[str, LossTerm]:
-        """Eq. 2 for the logits (B, C, *S) of unlabelled images, B may be 0."""
+    def _learn_from_pseudo_labels(
+        self, predictive: torch.Tensor, auxiliary: torch.Tensor, weight: float
+    ) -> dict[str, LossTerm]:
+        """Eq. 2 for the logits (B, C, *S) of unlabelled images, B may be 0; ``weight`` is lambda_u."""
         pseudo_label, confident = self._confident(predictive)
-        terms = {"pseudo_label": LossTerm(pseudo_label_loss(auxiliary, pseudo_label, confident), self.unlabelled)}
+        terms = {"pseudo_label": LossTerm(pseudo_label_loss(auxiliary, pseudo_label, confident), weight)}
         if self.mutual:
-            terms["pseudo_label_mutual"] = LossTerm(
-                pseudo_label_loss(predictive, *self._confident(auxiliary)), self.unlabelled
-            )
+            terms["pseudo_label_mutual"] = LossTerm(pseudo_label_loss(predictive, *self._confident(auxiliary)), weight)
         if self.regularisation > 0.0:
             distance = xor_regularisation(predictive.float().softmax(1), auxiliary.float().softmax(1), confident)
-            terms["regularisation"] = LossTerm(distance, self.unlabelled * self.regularisation)
+            terms["regularisation"] = LossTerm(distance, weight * self.regularisation)
         return terms
 
     def _contrast(self, outputs: Branches, unlabelled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

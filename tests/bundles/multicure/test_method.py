@@ -57,6 +57,17 @@ def gradients(method: MultiCURE, value: Tensor) -> dict[str, Tensor]:
     return {name: each.grad for name, each in method.named_parameters() if each.grad is not None}
 
 
+@pytest.mark.parametrize(
+    ("length", "shares"), [(0.0, (1.0, 1.0, 1.0)), (1.0, (0.0067, 0.2865, 1.0)), (0.5, (0.0067, 1.0, 1.0))]
+)
+def test_lambda_u_rises(length: float, shares: tuple[float, ...]) -> None:
+    method, batch = make_method(unlabelled=0.7, regularisation=2.0, ramp_length=length, mutual=True), make_batch()
+    for iteration, share in zip((0, 50, 100), shares, strict=True):
+        terms = step(method, batch, Progress(iteration=iteration, total=100)).terms
+        for name, weight in {"pseudo_label": 0.7, "pseudo_label_mutual": 0.7, "regularisation": 1.4}.items():
+            assert terms[name].weight == pytest.approx(weight * share, rel=0.01)
+
+
 # --- one step
 
 
@@ -290,6 +301,8 @@ def test_one_optimiser_does_what_two_would() -> None:
         {"max_voxels": 0},
         {"feature_channels": 0},
         {"unlabelled": -1.0},
+        {"ramp_length": -0.1},
+        {"ramp_length": 1.1},
         {"regularisation": -1.0},
         {"contrastive": -1.0},
         {"separation": -1.0},
