@@ -39,7 +39,7 @@ class LossProgressBar:
 class TrainingHistory:
     """Keep every scalar of a training in one CSV, in long form, and in TensorBoard.
 
-    Rows are (iteration, epoch, name, value); names are those of ``state.output["scalars"]``, ``learning_rate`` and
+    Rows are (iteration, epoch, name, value); names are those of ``state.output["scalars"]`` and
     ``validation/<metric>``. The CSV is written after each epoch. A resumed run drops rows that lie ahead of it.
 
     Attach it after the ValidationHandler, so that an epoch's metrics are there when it looks.
@@ -87,7 +87,6 @@ class TrainingHistory:
     def _iteration(self, engine: Engine) -> None:
         for name, value in engine.state.output["scalars"].items():
             self._add(engine, name, value)
-        self._add(engine, "learning_rate", engine.optimizer.param_groups[0]["lr"])
 
     def _epoch(self, engine: Engine) -> None:
         state = None if self.validator is None else self.validator.state

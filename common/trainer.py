@@ -73,7 +73,8 @@ class MethodTrainer(Trainer):
         ValueError: for a precision that is unknown or that the device lacks, or a max_gradient_norm of 0 or less.
 
     After each iteration ``state.output`` has ``loss`` (float), ``pred`` (logits) and ``scalars``: every loss term
-    as ``loss/<term>``, unweighted, with its weight ``weight/<term>`` beside it, ``loss/total`` and ``monitor/<name>``.
+    as ``loss/<term>``, unweighted, with its weight ``weight/<term>`` beside it, ``loss/total``, ``monitor/<name>`` and
+    ``learning_rate``, of the step that was taken.
     """
 
     def __init__(
@@ -165,7 +166,7 @@ class MethodTrainer(Trainer):
         self.state.output = {
             CommonKeys.LOSS: total.item(),
             CommonKeys.PRED: output.prediction.detach(),
-            "scalars": _scalars(output),
+            "scalars": _scalars(output) | {"learning_rate": float(self.optimizer.param_groups[0]["lr"])},
         }
         self.fire_event(IterationEvents.MODEL_COMPLETED)
         return self.state.output

@@ -197,6 +197,11 @@ def test_history_has_every_scalar_of_every_iteration(tmp_path: Path) -> None:
     assert all(math.isfinite(float(row["value"])) for row in rows)
 
 
+def test_history_has_the_learning_rate_of_the_step_taken(tmp_path: Path) -> None:
+    rates = [float(row["value"]) for row in Run(tmp_path).go().history() if row["name"] == "learning_rate"]
+    assert rates == pytest.approx([rates[0]] * 5 + [rates[0] / 2] * 5 + [rates[0] / 4] * 2)  # StepLR(5, 0.5)
+
+
 def test_history_is_kept_when_training_fails(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.fail_at(5)

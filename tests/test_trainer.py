@@ -64,7 +64,15 @@ def test_every_scalar_is_logged() -> None:
     trainer.run()
     output = trainer.state.output
     scalars = output["scalars"]
-    assert set(scalars) == {"loss/fit", "loss/size", "loss/total", "weight/fit", "weight/size", "monitor/mean"}
+    assert set(scalars) == {
+        "loss/fit",
+        "loss/size",
+        "loss/total",
+        "weight/fit",
+        "weight/size",
+        "monitor/mean",
+        "learning_rate",
+    }
     assert (scalars["weight/fit"], scalars["weight/size"]) == (1.0, 0.5)
     assert scalars["loss/total"] == pytest.approx(scalars["loss/fit"] + 0.5 * scalars["loss/size"])
     assert output["loss"] == scalars["loss/total"]
