@@ -150,7 +150,9 @@ class MultiCURE(Method):
         if self.mutual:
             terms["pseudo_label_mutual"] = LossTerm(pseudo_label_loss(predictive, *self._confident(auxiliary)), weight)
         if self.regularisation > 0.0:
-            distance = xor_regularisation(predictive.float().softmax(1), auxiliary.float().softmax(1), confident)
+            # the predictive network's side is a pseudo-label too: else the weaker network would pull the other down
+            certain = predictive.detach().float().softmax(1)
+            distance = xor_regularisation(certain, auxiliary.float().softmax(1), confident)
             terms["regularisation"] = LossTerm(distance, weight * self.regularisation)
         return terms
 

@@ -22,7 +22,7 @@ REACH = {
     "auxiliary": {"network.auxiliary."},
     "pseudo_label": {"network.auxiliary."},
     "pseudo_label_mutual": {"network.predictive."},
-    "regularisation": {"network.predictive.", "network.auxiliary."},
+    "regularisation": {"network.auxiliary."},
     "contrastive": {"network.auxiliary.", "deep_features."},
     "separation": {"network.auxiliary.", "deep_features."},
 }
