@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import fire
@@ -23,7 +24,7 @@ LITERATURE_STRIDE = (18, 18, 4)
 
 
 def main(
-    config: str = "bundles/alc/configs/train.yaml",
+    configs: str = "bundles/alc/configs",
     overlay: str | None = None,
     weights: str = "bundles/alc/models/model.pt",
     dataset_dir: str | None = None,
@@ -33,7 +34,7 @@ def main(
     """Print the table.
 
     Args:
-        config: training config of a bundle, for its preprocessing, patch and network.
+        configs: folder of a bundle's configs.
         overlay: config that goes on top.
         weights: trained weights.
         dataset_dir: data set; None: the phantom.
@@ -41,7 +42,10 @@ def main(
         cases: how many of them.
     """
     parser = ConfigParser()
-    parser.read_config([config] if overlay is None else [config, overlay])
+    folder = Path(configs)
+    parser.read_config(
+        [str(folder / "train.yaml"), *([] if overlay is None else [overlay]), str(folder / "evaluate.yaml")]
+    )
     parser["dataset_dir"] = dataset_dir
     dataset = parser.get_parsed_content("validate#preprocessing")
     records = parser.get_parsed_content("data").section(section, labelled=True)[:cases]
@@ -53,7 +57,7 @@ def main(
         max(1, round(s * p / full)) for s, p, full in zip(LITERATURE_STRIDE, patch, LITERATURE_PATCH, strict=True)
     ]
     methods = {
-        "shipped": parser.get_parsed_content("validate#inferer"),
+        "shipped": parser.get_parsed_content("evaluate#inferer"),
         "literature": SlidingWindowInferer(
             patch, 1, [1 - s / p for s, p in zip(stride, patch, strict=True)], "constant"
         ),
