@@ -37,3 +37,16 @@ def segmentation_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tenso
     cross_entropy = functional.cross_entropy(logits, classes[:, 0], reduction="none").flatten(1).mean(1)
     dice = _DICE(logits, classes).flatten(1).mean(1)
     return 0.5 * (cross_entropy + dice)
+
+
+def mean_segmentation_loss(logits: torch.Tensor, target: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Mean :func:`segmentation_loss` of the chosen samples; 0, with a gradient path, if none is.
+
+    Args:
+        logits: (B, C, H, W[, D]), B may be 0.
+        target: (B, 1, H, W[, D]); of samples that are not chosen, anything.
+        chosen: (B,) bool.
+    """
+    if not chosen.any():
+        return logits.float().sum() * 0.0
+    return segmentation_loss(logits[chosen], target[chosen]).mean()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.losses import segmentation_loss
+from common.losses import mean_segmentation_loss, segmentation_loss
 
 SMOOTH = 1e-5
 
@@ -103,3 +103,22 @@ def test_half_precision_logits_are_summed_in_float32(dtype: torch.dtype) -> None
 def test_one_logit_channel_is_refused() -> None:
     with pytest.raises(ValueError):
         segmentation_loss(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4, dtype=torch.int64))
+
+
+def test_mean_of_the_chosen() -> None:
+    logits = torch.randn(3, 2, 4, 4, requires_grad=True)
+    target = torch.randint(0, 2, (3, 1, 4, 4))
+    target[1] = 255  # not chosen: not a class
+    value = mean_segmentation_loss(logits, target, torch.tensor([True, False, True]))
+    target[1] = 0
+    torch.testing.assert_close(value, segmentation_loss(logits, target)[[0, 2]].mean())
+    (gradient,) = torch.autograd.grad(value, logits)
+    assert gradient[0].abs().sum() > 0 and not gradient[1].any()
+
+
+@pytest.mark.parametrize("samples", [0, 2])
+def test_none_chosen_is_zero_with_a_gradient_path(samples: int) -> None:
+    logits = torch.randn(samples, 2, 4, 4, requires_grad=True)
+    value = mean_segmentation_loss(logits, torch.zeros(samples, 1, 4, 4), torch.zeros(samples, dtype=torch.bool))
+    value.backward()
+    assert value == 0.0 and logits.grad is not None and not logits.grad.any()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.losses import segmentation_loss
+from common.losses import mean_segmentation_loss
 from common.method import LossTerm, Method, MethodOutput, Progress
 from common.schedules import gaussian_ramp_up
 from common.teacher import Teacher
@@ -80,7 +80,7 @@ class AdaptiveLabelCorrection(Method):
         """
         image, label, clean = batch["image"], batch["label"], batch["clean"]
         logits = self.network(image)
-        terms = {"clean": LossTerm(_mean_loss(logits, label, clean), 1.0)}  # Eq. 1
+        terms = {"clean": LossTerm(mean_segmentation_loss(logits, label, clean), 1.0)}  # Eq. 1
         monitors: dict[str, torch.Tensor] = {}
         weight = self.ramp_scale * gaussian_ramp_up(progress.fraction / self.ramp_length)
         if weight > 0.0:
@@ -102,8 +102,8 @@ class AdaptiveLabelCorrection(Method):
         uncertainty = sample_uncertainty(passes)  # Eq. 7
         selected = select_most_certain(uncertainty, int(self.selected_fraction * len(image) + 0.5))
         terms = {
-            "refined": _mean_loss(logits, refined, selected),  # Eq. 8
-            "noisy": _mean_loss(logits, label, ~selected),  # Eq. 9
+            "refined": mean_segmentation_loss(logits, refined, selected),  # Eq. 8
+            "noisy": mean_segmentation_loss(logits, label, ~selected),  # Eq. 9
             "consistency": consistency_loss(mean_probability(passes), logits.float().softmax(1)),  # Eq. 10
         }
         return terms, {"uncertainty": uncertainty.mean(), "changed_voxels": (refined != label).float().mean()}
@@ -111,10 +111,3 @@ class AdaptiveLabelCorrection(Method):
     def after_step(self) -> None:
         """Moving average of the student's weights and batch-normalisation statistics."""
         self.teacher.update_parameters(self.network)
-
-
-def _mean_loss(logits: torch.Tensor, target: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    """Mean segmentation loss over the chosen images (Eqs. 1, 8, 9); 0, with a gradient path, if none is."""
-    if not chosen.any():
-        return logits.float().sum() * 0.0
-    return segmentation_loss(logits[chosen], target[chosen]).mean()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from common.losses import segmentation_loss
+from common.losses import mean_segmentation_loss
 from common.method import LossTerm, Method, MethodOutput, Progress
 from common.schedules import gaussian_ramp_up
 from common.teacher import Teacher
@@ -122,8 +122,8 @@ class MultiCURE(Method):
         outputs = self.network.branches(batch["image"])
         # segmentation_loss halves the sum of Eq. 1
         terms = {
-            "predictive": LossTerm(_supervised_loss(outputs.predictive, label, labelled), 2.0),
-            "auxiliary": LossTerm(_supervised_loss(outputs.auxiliary, label, labelled), 2.0),
+            "predictive": LossTerm(mean_segmentation_loss(outputs.predictive, label, labelled), 2.0),
+            "auxiliary": LossTerm(mean_segmentation_loss(outputs.auxiliary, label, labelled), 2.0),
         }
         if self.unlabelled > 0.0:
             weight = self.unlabelled
@@ -234,7 +234,7 @@ class MeanTeacher(Method):
             distance = functional.mse_loss(student, self.teacher.passes(image[~labelled])[0])
         weight = self.consistency * gaussian_ramp_up(progress.fraction)
         terms = {
-            "supervised": LossTerm(_supervised_loss(logits, batch["label"], labelled), 2.0),
+            "supervised": LossTerm(mean_segmentation_loss(logits, batch["label"], labelled), 2.0),
             "consistency": LossTerm(distance, weight),
         }
         return MethodOutput(terms=terms, prediction=logits)
@@ -242,10 +242,3 @@ class MeanTeacher(Method):
     def after_step(self) -> None:
         """Moving average of the student."""
         self.teacher.update_parameters(self.network)
-
-
-def _supervised_loss(logits: torch.Tensor, label: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
-    """Mean segmentation loss over the labelled images (Eq. 1); 0, with a gradient path, if none is."""
-    if not labelled.any():
-        return logits.float().sum() * 0.0
-    return segmentation_loss(logits[labelled], label[labelled]).mean()
