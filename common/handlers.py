@@ -14,13 +14,13 @@ from ignite.handlers import ProgressBar
 from .data.meta import case_name, voxel_size
 from .files import atomic_path, save_atomically
 from .metrics import CaseTable
-from .runs import RESUME_FILE, is_first_rank, start_run
+from .runs import FINAL_FILE, RESUME_FILE, is_first_rank, start_run
 
 HISTORY_COLUMNS = ("iteration", "epoch", "name", "value")
 
 
 class LossProgressBar:
-    """A progress bar that shows every loss term of the trainer's ``state.output["scalars"]``."""
+    """A progress bar that shows every loss term of the trainer's ``state.output[0]["scalars"]``."""
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer."""
@@ -28,10 +28,10 @@ class LossProgressBar:
             ProgressBar(persist=True, ncols=120).attach(engine, output_transform=self._terms)
 
     @staticmethod
-    def _terms(output: dict[str, Any]) -> dict[str, str]:
+    def _terms(output: list[dict[str, Any]]) -> dict[str, str]:
         return {
             name.removeprefix("loss/"): f"{value:.3f}"
-            for name, value in output["scalars"].items()
+            for name, value in output[0]["scalars"].items()
             if name.startswith("loss/")
         }
 
@@ -39,7 +39,7 @@ class LossProgressBar:
 class TrainingHistory:
     """Keep every scalar of a training in one CSV, in long form, and in TensorBoard.
 
-    Rows are (iteration, epoch, name, value); names are those of ``state.output["scalars"]`` and
+    Rows are (iteration, epoch, name, value); names are those of ``state.output[0]["scalars"]`` and
     ``validation/<metric>``. The CSV is written after each epoch. A resumed run drops rows that lie ahead of it.
 
     Attach it after the ValidationHandler, so that an epoch's metrics are there when it looks.
@@ -85,7 +85,7 @@ class TrainingHistory:
             self._writer.add_scalar(name, value, engine.state.iteration)
 
     def _iteration(self, engine: Engine) -> None:
-        for name, value in engine.state.output["scalars"].items():
+        for name, value in engine.state.output[0]["scalars"].items():
             self._add(engine, name, value)
 
     def _epoch(self, engine: Engine) -> None:
@@ -117,9 +117,9 @@ class RunCheckpoint:
     """Save the weights that ship and, after each epoch, all that resuming needs.
 
     ``model.pt`` is the state dict of the network alone: at the best value of the validator's key metric, or, if nothing
-    was validated, the last; ``final.pt`` is that at the end. ``last.pt`` has method, optimiser, scheduler, scaler,
-    epoch, iteration and the best metric. As the trainer seeds each epoch from its number, a run that is killed at any
-    moment and resumed is the same as one that was not. All are written atomically.
+    was validated, the last; ``model_final.pt`` is that at the end. ``last.ckpt`` has method, optimiser, scheduler,
+    scaler, epoch, iteration and the best metric. As the trainer seeds each epoch from its number, a run that is killed
+    at any moment and resumed is the same as one that was not. All are written atomically.
 
     A new run first sets aside what an earlier one left in its folders, see :func:`~common.runs.start_run`.
 
@@ -131,8 +131,8 @@ class RunCheckpoint:
         network: what ships.
         validator: evaluator whose key metric decides, the larger the better.
         lr_scheduler: its state is kept too.
-        resume: load ``last.pt`` before training.
-        save_interval: epochs between saves of ``last.pt``.
+        resume: load ``last.ckpt`` before training.
+        save_interval: epochs between saves of ``last.ckpt``.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class RunCheckpoint:
             save_atomically(self._state(engine), self.folder / RESUME_FILE)
 
     def _completed(self, engine: Any) -> None:
-        save_atomically(self.network.state_dict(), self.folder / "final.pt")
+        save_atomically(self.network.state_dict(), self.folder / FINAL_FILE)
         if self.validator is not None and self.validator.state.best_metric_epoch == -1:
             # else an earlier run's model.pt would pass for this one's
             save_atomically(self.network.state_dict(), self.folder / "model.pt")

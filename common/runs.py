@@ -17,7 +17,8 @@ from torch import distributed, nn
 
 from .files import UNFINISHED
 
-RESUME_FILE = "last.pt"
+RESUME_FILE = "last.ckpt"  # MONAI Label offers every *.pt as weights, the one with the shortest name first
+FINAL_FILE = "model_final.pt"
 logger = logging.getLogger(__name__)
 
 
@@ -71,7 +72,7 @@ def _remove_unfinished(ckpt_dir: Path) -> None:
 
 
 def _set_aside(ckpt_dir: Path, output_dir: Path) -> None:
-    weights = [path for path in sorted(ckpt_dir.glob("*.pt")) if path.is_file()]
+    weights = [path for path in sorted([*ckpt_dir.glob("*.pt"), ckpt_dir / RESUME_FILE]) if path.is_file()]
     logs = [*sorted(output_dir.glob("events.out.tfevents.*")), *sorted(output_dir.glob("history.csv"))]
     if not weights and not logs:
         return

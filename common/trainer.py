@@ -72,9 +72,9 @@ class MethodTrainer(Trainer):
     Raises:
         ValueError: for a precision that is unknown or that the device lacks, or a max_gradient_norm of 0 or less.
 
-    After each iteration ``state.output`` has ``loss`` (float), ``pred`` (logits) and ``scalars``: every loss term
-    as ``loss/<term>``, unweighted, with its weight ``weight/<term>`` beside it, ``loss/total``, ``monitor/<name>`` and
-    ``learning_rate``, of the step that was taken.
+    After each iteration ``state.output`` is a list, as MONAI's handlers expect, of one dictionary: ``loss`` (float),
+    ``pred`` (logits) and ``scalars``: every loss term as ``loss/<term>``, unweighted, with its weight
+    ``weight/<term>`` beside it, ``loss/total``, ``monitor/<name>`` and ``learning_rate``, of the step that was taken.
     """
 
     def __init__(
@@ -163,11 +163,13 @@ class MethodTrainer(Trainer):
             self._refuse(fault or "another process met a non-finite loss", batch, buffers)
         else:
             self._step(total, batch, buffers)
-        self.state.output = {
-            CommonKeys.LOSS: total.item(),
-            CommonKeys.PRED: output.prediction.detach(),
-            "scalars": _scalars(output) | {"learning_rate": float(self.optimizer.param_groups[0]["lr"])},
-        }
+        self.state.output = [
+            {
+                CommonKeys.LOSS: total.item(),
+                CommonKeys.PRED: output.prediction.detach(),
+                "scalars": _scalars(output) | {"learning_rate": float(self.optimizer.param_groups[0]["lr"])},
+            }
+        ]
         self.fire_event(IterationEvents.MODEL_COMPLETED)
         return self.state.output
 

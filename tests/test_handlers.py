@@ -96,9 +96,9 @@ class Run:
 
 def test_a_run_leaves_its_weights(tmp_path: Path) -> None:
     run = Run(tmp_path).go()
-    assert {path.name for path in tmp_path.iterdir()} == {"model.pt", "final.pt", "last.pt", "history.csv"}
-    assert_same_to_the_bit(run.load("final.pt"), snapshot(run.method.network))
-    last = run.load("last.pt")
+    assert {path.name for path in tmp_path.iterdir()} == {"model.pt", "model_final.pt", "last.ckpt", "history.csv"}
+    assert_same_to_the_bit(run.load("model_final.pt"), snapshot(run.method.network))
+    last = run.load("last.ckpt")
     assert (last["epoch"], last["iteration"]) == (4, 12)
     assert_same_to_the_bit(last["method"], snapshot(run.method))
 
@@ -110,7 +110,7 @@ def test_model_is_the_best_epochs(tmp_path: Path) -> None:
     run.trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda _: weights.append(snapshot(run.method.network)))
     run.go()
     assert_same_to_the_bit(run.load("model.pt"), weights[1])
-    last = run.load("last.pt")
+    last = run.load("last.ckpt")
     assert (last["best_metric"], last["best_metric_epoch"]) == (0.7, 2)
 
 
@@ -141,7 +141,7 @@ def test_resumed_is_the_same_as_uninterrupted(iteration: int, tmp_path: Path) ->
     assert resumed.trainer.state.epoch == (iteration - 1) // 3
     resumed.go()
     assert_same_to_the_bit(snapshot(resumed.method), snapshot(whole.method))
-    expected, state = whole.load("last.pt"), resumed.load("last.pt")
+    expected, state = whole.load("last.ckpt"), resumed.load("last.ckpt")
     torch.testing.assert_close(state.pop("optimizer"), expected.pop("optimizer"), rtol=0, atol=0)
     assert_same_to_the_bit(state.pop("method"), expected.pop("method"))
     assert state == expected
@@ -171,7 +171,9 @@ def test_checkpoints_now_and_then_and_at_the_end(tmp_path: Path) -> None:
     epochs: list[int] = []
     trainer.add_event_handler(
         Events.EPOCH_COMPLETED,
-        lambda _: epochs.append(torch.load(tmp_path / "last.pt")["epoch"] if (tmp_path / "last.pt").exists() else 0),
+        lambda _: epochs.append(
+            torch.load(tmp_path / "last.ckpt")["epoch"] if (tmp_path / "last.ckpt").exists() else 0
+        ),
     )
     trainer.run()
     assert epochs == [0, 2, 3]

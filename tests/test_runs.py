@@ -16,7 +16,7 @@ from common.runs import first_rank_first, is_first_rank, load_weights, start_run
 from tests.tiny import assert_same_to_the_bit
 
 LOGS = ("history.csv", "events.out.tfevents.1.host.0")
-WEIGHTS = ("model.pt", "final.pt", "last.pt")
+WEIGHTS = ("model.pt", "model_final.pt", "last.ckpt")
 
 
 def leave_a_run(ckpt_dir: Path, output_dir: Path, content: str = "first", time: float = 1e9) -> None:
@@ -49,7 +49,7 @@ def test_a_new_run_sets_the_earlier_one_aside(folders: tuple[Path, Path], caplog
     assert {path.name: path.read_text() for path in previous.iterdir()} == {n: f"first {n}" for n in WEIGHTS + LOGS}
     assert str(previous) in caplog.text and "--resume true would have continued it" in caplog.text
     # a server may be using the weights; the state to resume is of no use to another run, nor are its logs
-    assert sorted(path.name for path in models.glob("*.pt")) == ["final.pt", "model.pt"]
+    assert sorted(path.name for path in models.glob("*.pt")) == ["model.pt", "model_final.pt"]
     assert [path.name for path in output.iterdir()] == ["test"]
     assert (output / "test" / "metrics.csv").read_text() == "results"
 
@@ -86,7 +86,7 @@ def test_half_written_weights_are_removed(resume: bool, folders: tuple[Path, Pat
 
 
 def test_nothing_to_resume(folders: tuple[Path, Path]) -> None:
-    with pytest.raises(FileNotFoundError, match=r"last.pt: nothing to resume. Fix: leave out --resume"):
+    with pytest.raises(FileNotFoundError, match=r"last.ckpt: nothing to resume. Fix: leave out --resume"):
         start_run(*folders, resume=True)
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from ignite.engine import Events
 from monai.engines.utils import IterationEvents
+from monai.handlers import from_engine
 from torch import distributed
 
 from common.handlers import RunCheckpoint
@@ -62,7 +63,7 @@ def test_events_fire_in_order() -> None:
 def test_every_scalar_is_logged() -> None:
     trainer = tiny_trainer(max_epochs=1)
     trainer.run()
-    output = trainer.state.output
+    output = trainer.state.output[0]
     scalars = output["scalars"]
     assert set(scalars) == {
         "loss/fit",
@@ -75,7 +76,7 @@ def test_every_scalar_is_logged() -> None:
     }
     assert (scalars["weight/fit"], scalars["weight/size"]) == (1.0, 0.5)
     assert scalars["loss/total"] == pytest.approx(scalars["loss/fit"] + 0.5 * scalars["loss/size"])
-    assert output["loss"] == scalars["loss/total"]
+    assert output["loss"] == scalars["loss/total"] == from_engine(["loss"], first=True)(trainer.state.output)
     assert output["pred"].shape == (2, 2, 8, 8) and not output["pred"].requires_grad
 
 
@@ -89,7 +90,7 @@ def test_the_method_is_told_where_training_stands() -> None:
 def test_training_lowers_the_loss() -> None:
     losses: list[float] = []
     trainer = tiny_trainer(max_epochs=8)
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: losses.append(engine.state.output["loss"]))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: losses.append(engine.state.output[0]["loss"]))
     trainer.run()
     assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
 
@@ -153,7 +154,7 @@ def test_nan_loss_names_term_and_cases_and_leaves_the_checkpoint(tmp_path: Path)
     assert "loss term fit = nan, size = nan is not finite" in message
     assert "case_4.nii.gz" in message and message.count(".nii.gz") == 2, "the batch has two cases"
     assert f"Iteration {trainer.state.iteration}:" in message
-    assert saved.keys() == {"model.pt", "last.pt"}
+    assert saved.keys() == {"model.pt", "last.ckpt"}
     assert {path.name: path.read_bytes() for path in (tmp_path / "models").iterdir()} == saved
 
 
@@ -277,8 +278,8 @@ def test_unknown_precision_is_refused() -> None:
 def test_bfloat16_on_a_cpu_stays_finite() -> None:
     trainer = tiny_trainer(precision="bfloat16")
     trainer.run()
-    assert trainer.state.output["pred"].dtype is torch.bfloat16
-    assert all(math.isfinite(value) for value in trainer.state.output["scalars"].values())
+    assert trainer.state.output[0]["pred"].dtype is torch.bfloat16
+    assert all(math.isfinite(value) for value in trainer.state.output[0]["scalars"].values())
     assert all(parameter.dtype is torch.float32 for parameter in trainer.method.parameters())
     assert all(value.isfinite().all() for value in snapshot(trainer.method).values())
 
@@ -292,10 +293,10 @@ def test_precisions_on_a_gpu(precision: str, tmp_path: Path) -> None:
     trainer = tiny_trainer(method, device="cuda", precision=precision, train_handlers=[checkpoint])
     assert trainer.scaler.is_enabled() is (precision == "float16")
     trainer.run()
-    assert all(math.isfinite(value) for value in trainer.state.output["scalars"].values())
+    assert all(math.isfinite(value) for value in trainer.state.output[0]["scalars"].values())
     after = {name: value.cpu() for name, value in snapshot(method).items()}
     assert not torch.equal(before["network.layers.0.weight"], after["network.layers.0.weight"])
-    state = torch.load(tmp_path / "last.pt", weights_only=True)["scaler"]
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["scaler"]
     assert state == trainer.scaler.state_dict() and bool(state) is (precision == "float16")
 
 

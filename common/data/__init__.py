@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .contract import DataError, SegmentationData, open_data
+from .contract import DataError, LazyData, SegmentationData, open_data
 from .inputs import images_to_segment
 from .phantom import make_phantom
 
-__all__ = ["DataError", "SegmentationData", "images_to_segment", "make_phantom", "open_data"]
+__all__ = ["DataError", "LazyData", "SegmentationData", "images_to_segment", "make_phantom", "open_data"]

@@ -20,6 +20,7 @@ __all__ = [
     "NEEDS",
     "DataError",
     "Fault",
+    "LazyData",
     "SegmentationData",
     "compare_classes",
     "load_json",
@@ -142,6 +143,26 @@ def open_data(
     return data
 
 
+class LazyData:
+    """What :func:`open_data` gives, opened when something of it is first asked for.
+
+    MONAI Label replaces the lists of training and validation; then nothing is asked for, and no phantom is made.
+
+    Args:
+        arguments: of :func:`open_data`.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        self._arguments = arguments
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if "_data" not in self.__dict__:
+            self._data = open_data(**self._arguments)
+        return getattr(self.__dict__["_data"], name)
+
+
 def _open_phantom(kind: str, phantom_dir: Path) -> Path:
     directory = phantom_dir / kind
     message = f"No dataset_dir given: using the built-in phantom data set ({kind}) in {directory}"
@@ -185,6 +206,9 @@ def read_data(
         data.channels = [str(name) for name in (names.values() if isinstance(names, dict) else names)]
     for section, records in parse_sections(content, root, faults, data.notes).items():
         setattr(data, section, records)
+        for record in records:
+            if "scribble" in record:
+                record["scribble_unlabelled_value"] = unlabelled
     return data, faults
 
 

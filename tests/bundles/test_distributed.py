@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DUMP = """
 training:
 - $@train#trainer.run()
-- "$torch.save({{'method': @method.state_dict(), 'scalars': @train#trainer.state.output['scalars'],
+- "$torch.save({{'method': @method.state_dict(), 'scalars': @train#trainer.state.output[0]['scalars'],
   'best': @validate#evaluator.state.best_metric}}, f'{folder}/rank_{{dist.get_rank()}}.pt')"
 """
 
@@ -55,5 +55,5 @@ def test_two_processes_train_one_method(bundle: Any, validation_cases: int, tmp_
         rows = list(csv.DictReader(file))
     assert all(math.isfinite(float(row["value"])) for row in rows)
     assert [row["epoch"] for row in rows if row["name"].startswith("validation/")] == ["1", "2"]
-    assert {path.name for path in tmp_path.glob("*.pt")} >= {"model.pt", "final.pt", "last.pt"}
+    assert {path.name for path in tmp_path.iterdir()} >= {"model.pt", "model_final.pt", "last.ckpt"}
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1, "one process alone writes"

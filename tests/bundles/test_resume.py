@@ -46,16 +46,16 @@ def test_killed_and_resumed_is_the_same_as_uninterrupted(bundle: Any, tmp_path: 
     broken, whole = tmp_path / "broken", tmp_path / "whole"
 
     assert train(bundle, broken, overlay) == -signal.SIGKILL
-    assert torch.load(broken / "models" / "last.pt", weights_only=True)["epoch"] == 1
-    assert not (broken / "models" / "final.pt").exists()
+    assert torch.load(broken / "models" / "last.ckpt", weights_only=True)["epoch"] == 1
+    assert not (broken / "models" / "model_final.pt").exists()
 
     assert train(bundle, broken, resume=True) == 0
     assert train(bundle, whole) == 0
-    found, expected = (torch.load(folder / "models" / "last.pt", weights_only=True) for folder in (broken, whole))
+    found, expected = (torch.load(folder / "models" / "last.ckpt", weights_only=True) for folder in (broken, whole))
     assert expected["iteration"] == EPOCHS * EPOCH_LENGTH
     # method, optimiser, schedule, best metric and what else there is
     torch.testing.assert_close(found, expected, rtol=0.0, atol=0.0)
-    for name in ("model.pt", "final.pt"):
+    for name in ("model.pt", "model_final.pt"):
         weights = [torch.load(folder / "models" / name, weights_only=True) for folder in (broken, whole)]
         torch.testing.assert_close(*weights, rtol=0.0, atol=0.0)
     assert (broken / "eval" / "history.csv").read_bytes() == (whole / "eval" / "history.csv").read_bytes()

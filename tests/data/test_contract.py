@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from common.data import DataError, SegmentationData, make_phantom, open_data
+from common.data import DataError, LazyData, SegmentationData, make_phantom, open_data
 from common.data.faults import Fault
 from common.data.records import normalise_labels
 
@@ -119,6 +119,24 @@ def test_an_empty_label_that_is_meant(tmp_path: Path) -> None:
     write_dataset(tmp_path, training=records)
     write(tmp_path / "label0.nii.gz", np.zeros(SHAPE, dtype=np.uint8))
     assert open_data(tmp_path).training[0]["empty"] is True
+
+
+def test_lazy_data_are_opened_when_asked_for(tmp_path: Path) -> None:
+    data = LazyData(dataset_dir=str(tmp_path / "data"))
+    write_dataset(tmp_path / "data")  # only now
+    assert data.name == open_data(tmp_path / "data").name
+    records = data.section("training")
+    shutil.rmtree(tmp_path / "data")
+    assert data.section("training") == records, "it is opened once"
+    with pytest.raises(DataError, match="absent"):
+        LazyData(dataset_dir=str(tmp_path / "absent")).section("training")
+
+
+def test_scribble_records_know_the_value_for_unlabelled(tmp_path: Path) -> None:
+    records = [{"image": "image0.nii.gz", "scribble": "label0.nii.gz"}, {"image": "image1.nii.gz"}]
+    write_dataset(tmp_path, training=records, scribble_unlabelled_value=9)
+    found = open_data(tmp_path, check=False).training
+    assert [record.get("scribble_unlabelled_value") for record in found] == [9, None]
 
 
 def test_files_stay_closed_without_check(tmp_path: Path) -> None:

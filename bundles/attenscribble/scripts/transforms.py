@@ -27,7 +27,7 @@ class LoadScribbled(Transform):
 
     Args:
         num_classes: background included.
-        unlabelled_value: of scribble files.
+        unlabelled_value: of scribble files, where the record has no ``scribble_unlabelled_value``.
         source: ``scribble``, where records have it, else ``label``; or ``label``, the dense one, whatever there is. A
             record without ``label`` gives its ``reference``.
         name: item to add.
@@ -49,7 +49,7 @@ class LoadScribbled(Transform):
         sparse = self.source == "scribble" and "scribble" in data
         path = data["scribble"] if sparse else data["label"] if "label" in data else data["reference"]
         values = self.load(path)
-        background, unlabelled = 0, self.unlabelled_value
+        background, unlabelled = 0, data.get("scribble_unlabelled_value", self.unlabelled_value)
         if not sparse:
             drawn = bool((values == self.num_classes).any())
             background, unlabelled = (self.num_classes, 0) if drawn else (0, -1)

@@ -237,8 +237,11 @@ class MultiCUREModule(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(squeezed, channels) for _ in range(3))
 
     def forward(self, feature: torch.Tensor, uncertainty: torch.Tensor) -> torch.Tensor:
-        if self.training and feature.shape[0] == 1:
+        if self.training and feature.shape[0] == 1 and torch.is_grad_enabled():
             raise ValueError("The MultiCURE module needs at least two images in a training batch, got 1.")
+        if not torch.jit.is_scripting():
+            # MONAI Label's scoring has dropout on, one image and no gradient: normalised by what training gathered
+            self.squeeze.train(self.training and feature.shape[0] > 1)
         branches = [branch(feature) for branch in self.plain]
         branches.append(self.deformable(feature) + self.pool(uncertainty.to(feature.dtype)))
         # the 1x1x1 convolution of the concatenated branches, after the global mean: both are linear, and one vector

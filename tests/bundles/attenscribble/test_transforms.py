@@ -31,6 +31,12 @@ def test_scribble_files(tmp_path: Path, unlabelled: int, classes: int) -> None:
     assert codes(record, num_classes=classes, unlabelled_value=unlabelled) == [1, 2, 3, classes + 1]
 
 
+def test_the_value_for_unlabelled_comes_with_the_record(tmp_path: Path) -> None:
+    """A server's records have none; then it is the default."""
+    record = {"scribble": write(tmp_path, "s", [7, 0, 1])}
+    assert codes(record | {"scribble_unlabelled_value": 7}) == [1, 2, 3]
+
+
 def test_a_drawing_has_a_stroke_in_the_background(tmp_path: Path) -> None:
     """What an annotation tool saves: 0 where nothing is drawn, 1 and 2 structures, 3 drawn background."""
     assert codes({"label": write(tmp_path, "l", [0, 1, 2, 3])}) == [1, 3, 4, 2]
