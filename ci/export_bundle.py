@@ -8,12 +8,20 @@ makes ``exported/alc`` and ``exported/alc_v<version>.zip``:
   apart by forgetting modules named ``scripts``, so nothing may stand outside that package);
 - configs name it by ``scripts._common``, ``bundle_root`` is ``.`` and blocks from other files are written in place;
 - the trained weights are in ``models/model.pt``.
+
+What a run was given on top of the configs goes along, so that annotation servers, which read no overlays, find it:
+
+    python ci/export_bundle.py alc --output exported --overlay bundles/alc/configs/la.yaml \\
+        --dataset_dir /data/la --weights runs/la/model.pt
+
+writes the overlay's values into the configs, and the classes of the data set's JSON into configs and metadata.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import itertools
 import json
 import os
 import re
@@ -21,7 +29,7 @@ import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +38,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 TEXTS = ("", ".py", ".yaml", ".yml", ".json", ".conf", ".md", ".txt", ".csv")
 IMAGES = (".png", ".jpg", ".svg")  # of the documentation
+STAND_ALONE = ("train", "inference")  # configs that hold the settings; others go on top of them
 TARGET = "_common"  # package inside `scripts` that holds the copy of `common`
 FILE_MACRO = re.compile(r"^%(?P<file>[^:#]+\.(?:ya?ml|json))(?:(?:::|#)(?P<id>.+))?$")
 MACRO_LINE = re.compile(
@@ -158,15 +167,75 @@ def _strings(content: Any) -> Iterator[str]:
             yield from _strings(value)
 
 
+def set_keys(text: str, values: dict[str, Any]) -> str:
+    """Replace top-level keys of a YAML text that has them; its other lines and comments stay.
+
+    Args:
+        text: content of a YAML file, top-level keys at the beginnings of lines.
+        values: key to value; keys that the text lacks are left out.
+    """
+    lines = text.splitlines()
+    starts = [i for i, line in enumerate(lines) if re.match(r"[^\s#-]", line)] + [len(lines)]
+    result = lines[: starts[0]]
+    for start, end in itertools.pairwise(starts):
+        key = lines[start].partition(":")[0]
+        if key in values:
+            result += _key_lines(key, values[key])
+            # blank lines and comments before the next key are not the value's
+            while end > start + 1 and re.match(r"#|$", lines[end - 1]):
+                end -= 1
+            start = end
+            end = next(place for place in starts if place >= end)
+        result += lines[start:end]
+    return "\n".join(result) + "\n"
+
+
+def _key_lines(key: str, value: Any) -> list[str]:
+    if isinstance(value, list) and not any(isinstance(item, (dict, list)) for item in value):
+        return [f"{key}: {yaml.safe_dump(value, default_flow_style=True, width=10**6).strip()}"]
+    return _as_lines("", f"{key}:", value)
+
+
+def _read_overlays(paths: Iterable[Path]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for path in paths:
+        overlay = yaml.safe_load(path.read_text()) or {}
+        if nested := [key for key in overlay if re.search(r"#|::|^\+", key)]:
+            raise ExportError(
+                f"{path}: {nested[0]} reaches into a block, which an export cannot write. Fix: leave it out."
+            )
+        values |= overlay
+    return values
+
+
+def _read_labels(dataset_dir: Path, datalist: str) -> dict[str, str]:
+    path = dataset_dir / datalist
+    try:
+        labels = json.loads(path.read_text())["labels"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ExportError(
+            f"{path}: no JSON with `labels` ({error}). Fix: name the data set by --dataset_dir."
+        ) from error
+    return {str(key): str(name) for key, name in sorted(labels.items(), key=lambda item: int(item[0]))}
+
+
 class BundleExport:
     """One export: reads from the repository, writes to a folder.
 
     Args:
         name: name of the bundle.
         root: folder of the repository.
+        values: top-level keys of the configs to replace.
+        labels: classes, value to name, for configs and metadata; None: those of the metadata.
     """
 
-    def __init__(self, name: str, root: Path = ROOT) -> None:
+    def __init__(
+        self,
+        name: str,
+        root: Path = ROOT,
+        values: dict[str, Any] | None = None,
+        labels: dict[str, str] | None = None,
+    ) -> None:
         self.name = name
         self.root = root
         self.source = root / "bundles" / name
@@ -174,8 +243,29 @@ class BundleExport:
         if not (self.source / "configs" / "metadata.json").is_file():
             known = sorted(path.parents[1].name for path in root.glob("bundles/*/configs/metadata.json"))
             raise ExportError(f"no bundle named {name!r}. Fix: use one of {', '.join(known)}.")
-        self.version = json.loads((self.source / "configs" / "metadata.json").read_text())["version"]
+        self.metadata = json.loads((self.source / "configs" / "metadata.json").read_text())
+        self.version = self.metadata["version"]
+        self.values = dict(values or {})
+        self.labels = labels
+        self._settle_classes()
         self.modules: set[Path] = set()
+
+    def _settle_classes(self) -> None:
+        """Let number and names of the classes agree, in configs and metadata."""
+        if self.labels is not None:
+            if self.values.setdefault("num_classes", len(self.labels)) != len(self.labels):
+                raise ExportError(
+                    f"num_classes is {self.values['num_classes']} in the overlay, the data set has {len(self.labels)}: "
+                    f"{self.labels}. Fix: give the overlay and the data set that the weights were trained with."
+                )
+            output = self.metadata["network_data_format"]["outputs"]["pred"]
+            output |= {"num_channels": len(self.labels), "channel_def": self.labels}
+        elif "num_classes" in self.values:
+            raise ExportError("the overlay sets num_classes. Fix: --dataset_dir DIR, whose JSON names the classes.")
+        if "in_channels" in self.values:
+            channels = int(self.values["in_channels"])
+            image = self.metadata["network_data_format"]["inputs"]["image"]
+            image |= {"num_channels": channels, "channel_def": {str(i): f"image {i}" for i in range(channels)}}
 
     def write(self, target: Path, weights: Path | None) -> None:
         """Write the stand-alone bundle to an empty folder."""
@@ -201,7 +291,7 @@ class BundleExport:
         if path.suffix == ".py":
             return commands | set(_names_from_common(path, text))
         if path.suffix in (".yaml", ".yml", ".json"):
-            return commands | self.common.mentions(flatten_macros(text, self.root) if path.suffix != ".json" else text)
+            return commands | self.common.mentions(text if path.suffix == ".json" else self._settled(path, text))
         return commands
 
     def _rewrite(self, path: Path, text: str) -> str:
@@ -211,12 +301,26 @@ class BundleExport:
             return self._rename(text)
         if path.suffix in (".yaml", ".yml"):
             return self._rewrite_config(path, text)
+        if path.name == "metadata.json" and self.values:
+            text = json.dumps(self.metadata, indent=4) + "\n"
         if path.suffix == ".md":
             text = re.sub(r"\[(?P<text>[^\]]*)\]\((?P<link>(?:\.\./)+[^)]*)\)", lambda m: self._relink(path, m), text)
         return self._rename(self._localise(text))
 
-    def _rewrite_config(self, path: Path, text: str) -> str:
+    def _settled(self, path: Path, text: str) -> str:
+        """A config with blocks of other files in place and, where it holds the settings, the export's values."""
         flat = flatten_macros(text, self.root)
+        if path.stem not in STAND_ALONE:
+            return flat
+        flat = set_keys(flat, self.values)
+        if path.stem == "train":  # what an overlay adds, such as another method's arguments
+            known = set().union(*(yaml.safe_load((path.parent / f"{name}.yaml").read_text()) for name in STAND_ALONE))
+            added = [line for key in self.values if key not in known for line in _key_lines(key, self.values[key])]
+            flat += "".join(f"{line}\n" for line in added)
+        return flat
+
+    def _rewrite_config(self, path: Path, text: str) -> str:
+        flat = self._settled(path, text)
         result = self._rename(self._localise(flat))
         config = yaml.safe_load(result) or {}
         imports = [line for line in config.get("imports", []) if re.search(r"\b(scripts|common)\b", line)]
@@ -285,6 +389,9 @@ def export_bundle(
     weights: Path | None = None,
     without_weights: bool = False,
     overwrite: bool = False,
+    overlay: Sequence[Path] = (),
+    dataset_dir: Path | None = None,
+    datalist: str = "dataset.json",
     root: Path = ROOT,
 ) -> tuple[Path, Path]:
     """Export a bundle.
@@ -295,6 +402,9 @@ def export_bundle(
         weights: state dict to ship; default ``bundles/<name>/models/model.pt``.
         without_weights: ship none.
         overwrite: replace an earlier export.
+        overlay: configs whose values are written into train.yaml and inference.yaml, the later before the earlier.
+        dataset_dir: data set that the weights were trained with; its classes are written into configs and metadata.
+        datalist: name of its JSON.
         root: folder of the repository.
 
     Returns:
@@ -303,7 +413,8 @@ def export_bundle(
     Raises:
         ExportError: says what is wrong and what to do.
     """
-    export = BundleExport(name, root)
+    labels = None if dataset_dir is None else _read_labels(dataset_dir, datalist)
+    export = BundleExport(name, root, _read_overlays(overlay), labels)
     folder, archive = output / name, output / f"{name}_v{export.version}.zip"
     if there := [str(path) for path in (folder, archive) if path.exists() and not overwrite]:
         raise ExportError(f"{there[0]} is there already. Fix: give --overwrite or another --output.")
@@ -330,6 +441,9 @@ def main() -> int:
     parser.add_argument("--weights", type=Path, help="state dict to ship; default bundles/NAME/models/model.pt")
     parser.add_argument("--without-weights", action="store_true", help="ship no weights")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+    parser.add_argument("--overlay", type=Path, nargs="*", default=[], help="configs whose values are written in")
+    parser.add_argument("--dataset_dir", type=Path, help="data set whose classes are written in")
+    parser.add_argument("--datalist", default="dataset.json", help="name of its JSON")
     arguments = parser.parse_args()
     try:
         folder, archive = export_bundle(**vars(arguments))

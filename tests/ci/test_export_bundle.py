@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 import zipfile
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ci.export_bundle import ROOT, ExportError, export_bundle, flatten_macros
+from ci.export_bundle import ROOT, ExportError, export_bundle, flatten_macros, set_keys
 
 BUNDLES = sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/metadata.json"))
 FILES = {
@@ -152,6 +153,61 @@ def test_an_earlier_export_is_replaced_only_when_asked(exported: Path, repositor
 def test_text_without_macros_is_left_alone(tmp_path: Path) -> None:
     text = "a: 1 # 50%\nb: '%other::key'\n"
     assert flatten_macros(text, tmp_path) == text
+
+
+def test_set_keys_replaces_values_and_keeps_the_rest() -> None:
+    text = "# head\na: 1 # one\nb:\n  c: 2\n- no\n\n# about d\nd: [1,\n  2]\ne: 3\n"
+    found = set_keys(text, {"a": 5, "b": {"x": [1, 2]}, "d": [3, 4], "absent": 0})
+    assert found == "# head\na: 5\nb:\n  x:\n  - 1\n  - 2\n\n# about d\nd: [3, 4]\ne: 3\n"
+    assert set_keys(text, {}) == text
+
+
+def listing(folder: Path, *names: str) -> Path:
+    folder.mkdir()
+    (folder / "dataset.json").write_text(json.dumps({"labels": {str(i): name for i, name in enumerate(names)}}))
+    return folder
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_settings_of_a_run_go_along(name: str, tmp_path: Path) -> None:
+    overlay = tmp_path / "own.yaml"
+    overlay.write_text("dropout: 0.25\nin_channels: 2\nanswer: 42\ncommon_block: {_target_: common.schedules.ramp}\n")
+    data = listing(tmp_path / "data", "background", "tumour", "oedema")
+    exported, _ = export_bundle(name, tmp_path / "out", without_weights=True, overlay=[overlay], dataset_dir=data)
+    train, inference = (
+        yaml.safe_load((exported / f"configs/{file}.yaml").read_text()) for file in ("train", "inference")
+    )
+    assert train["dropout"] == 0.25 and train["answer"] == 42 and "answer" not in inference
+    assert (
+        train["num_classes"] == inference["num_classes"] == 3 and train["in_channels"] == inference["in_channels"] == 2
+    )
+    assert train["common_block"]["_target_"] == "scripts._common.schedules.ramp"
+    assert (exported / "scripts" / "_common" / "schedules.py").is_file()
+    metadata = json.loads((exported / "configs" / "metadata.json").read_text())["network_data_format"]
+    assert metadata["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "tumour", "2": "oedema"}
+    assert metadata["outputs"]["pred"]["num_channels"] == 3 and metadata["inputs"]["image"]["num_channels"] == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "classes", "words"),
+    [
+        ("num_classes: 2", None, "--dataset_dir"),
+        ("num_classes: 2", 3, "num_classes is 2.*has 3"),
+        ("train#trainer#seed: 1", 2, "train#trainer#seed reaches into a block"),
+    ],
+)
+def test_settings_that_do_not_fit(content: str, classes: int | None, words: str, tmp_path: Path) -> None:
+    overlay = tmp_path / "own.yaml"
+    overlay.write_text(content)
+    data = None if classes is None else listing(tmp_path / "data", *"abc"[:classes])
+    with pytest.raises(ExportError, match=words):
+        export_bundle("alc", tmp_path / "out", without_weights=True, overlay=[overlay], dataset_dir=data)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_data_set_without_labels(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"dataset\.json"):
+        export_bundle("alc", tmp_path / "out", without_weights=True, dataset_dir=tmp_path)
 
 
 @pytest.mark.parametrize("name", BUNDLES)
