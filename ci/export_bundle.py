@@ -209,14 +209,21 @@ def _read_overlays(paths: Iterable[Path]) -> dict[str, Any]:
 
 
 def _read_labels(dataset_dir: Path, datalist: str) -> dict[str, str]:
-    path = dataset_dir / datalist
+    sys.path.insert(0, str(ROOT))  # not there when this file is run as a script
+    from common.data.contract import load_json
+    from common.data.faults import DataError, Fault
+    from common.data.records import normalise_labels
+
+    faults: list[Fault] = []
     try:
-        labels = json.loads(path.read_text())["labels"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ExportError(
-            f"{path}: no JSON with `labels` ({error}). Fix: name the data set by --dataset_dir."
-        ) from error
-    return {str(key): str(name) for key, name in sorted(labels.items(), key=lambda item: int(item[0]))}
+        labels = normalise_labels(load_json(dataset_dir, datalist).get("labels"), datalist, faults)
+        if faults:
+            raise DataError(faults)
+    except DataError as error:
+        raise ExportError(str(error)) from error
+    finally:
+        sys.path.remove(str(ROOT))
+    return {str(value): name for value, name in labels.items()}
 
 
 class BundleExport:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import fire
 
-from .metrics import CALIBRATION, DISTANCES, OVERLAPS, Row, Summary, read_rows, summarise
+from .metrics import CALIBRATION, DISTANCES, OVERLAPS, Row, Summary, metric_name, read_rows, summarise
 
 
 def paired_differences(first: Sequence[Row], second: Sequence[Row]) -> Summary:
@@ -55,22 +55,17 @@ def main(first: str, second: str) -> None:
         change = paired_differences(*tables)
     except (OSError, ValueError) as error:
         sys.exit(str(error))
-    means = [{_name(row): row["mean"] for row in summarise(table).rows} for table in tables]
+    means = [{(row["structure"], metric_name(row)): row["mean"] for row in summarise(table).rows} for table in tables]
     width = max((len(row["structure"]) for row in change.rows), default=0)
     print(f"{change.cases} cases; difference: second minus first, with its bootstrap 95% interval; * it is not 0")
     print(f"{'structure':<{width}}  {'metric':<14} {'first':>9} {'second':>9} {'difference':>11}  95% interval")
     for row in change.rows:
-        a, b = (mean[_name(row)] for mean in means)
-        metric = f"{row['metric']} [{row['unit']}]" if row["unit"] else row["metric"]
+        a, b = (mean[row["structure"], metric_name(row)] for mean in means)
         mark = " *" if row["lo"] > 0 or row["hi"] < 0 else ""
         print(
-            f"{row['structure']:<{width}}  {metric:<14} {a:9.4f} {b:9.4f} {row['mean']:+11.4f}  "
+            f"{row['structure']:<{width}}  {metric_name(row):<14} {a:9.4f} {b:9.4f} {row['mean']:+11.4f}  "
             f"[{row['lo']:+.4f}, {row['hi']:+.4f}]{mark}"
         )
-
-
-def _name(row: Row) -> tuple[str, str, str]:
-    return row["structure"], row["metric"], row["unit"]
 
 
 def _table(place: str) -> Path:

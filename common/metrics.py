@@ -39,6 +39,7 @@ __all__ = [
     "Summary",
     "bootstrap_interval",
     "image_diagonal",
+    "metric_name",
     "read_rows",
     "structure_metrics",
     "summarise",
@@ -175,6 +176,11 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def metric_name(row: Row) -> str:
+    """Name of a summary row's metric, with its unit where it has one."""
+    return f"{row['metric']} [{row['unit']}]" if row["unit"] else str(row["metric"])
+
+
 @dataclass
 class Summary:
     """What a table of cases says.
@@ -202,7 +208,7 @@ class Summary:
             f"{'structure':<{width}}  {'metric':<14} {'mean':>8} {'sd':>8}  {'95% interval':<19}    n missed",
         ]
         for row in self.rows:
-            metric = f"{row['metric']} [{row['unit']}]" if row["unit"] else row["metric"]
+            metric = metric_name(row)
             interval = f"[{row['lo']:.4f}, {row['hi']:.4f}]"
             lines.append(
                 f"{row['structure']:<{width}}  {metric:<14} {row['mean']:8.4f} {row['sd']:8.4f}  {interval:<19} "

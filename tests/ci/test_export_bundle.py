@@ -205,6 +205,14 @@ def test_settings_that_do_not_fit(content: str, classes: int | None, words: str,
     assert not (tmp_path / "out").exists()
 
 
+def test_classes_in_the_form_of_nnunet(tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"tumour": 1, "background": 0}}))
+    exported, _ = export_bundle("alc", tmp_path / "out", without_weights=True, dataset_dir=tmp_path)
+    metadata = json.loads((exported / "configs" / "metadata.json").read_text())
+    found = metadata["network_data_format"]["outputs"]["pred"]["channel_def"]
+    assert found == {"0": "background", "1": "tumour"}
+
+
 def test_a_data_set_without_labels(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"dataset\.json"):
         export_bundle("alc", tmp_path / "out", without_weights=True, dataset_dir=tmp_path)
