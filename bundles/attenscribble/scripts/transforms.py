@@ -21,13 +21,13 @@ OUTSIDE, UNLABELLED, FIRST_CLASS = 0, 1, 2
 class LoadScribbled(Transform):
     """Load a record's supervision as a map of codes, uint8, (1, H, W, D).
 
-    A ``scribble`` file holds class numbers and ``unlabelled_value``. A ``label`` file is either a drawing, as an
-    annotation tool saves it (0 where nothing is drawn, structures by their numbers, and ``num_classes`` for what was
-    drawn as background), or dense, which it is taken for when nothing in it is drawn as background.
+    A ``scribble`` file holds class numbers and the record's ``scribble_unlabelled_value``, 255 without one. A ``label``
+    file is either a drawing, as an annotation tool saves it (0 where nothing is drawn, structures by their numbers, and
+    ``num_classes`` for what was drawn as background), or dense, which it is taken for when nothing in it is drawn as
+    background.
 
     Args:
         num_classes: background included.
-        unlabelled_value: of scribble files, where the record has no ``scribble_unlabelled_value``.
         source: ``scribble``, where records have it, else ``label``; or ``label``, the dense one, whatever there is. A
             record without ``label`` gives its ``reference``.
         name: item to add.
@@ -36,20 +36,17 @@ class LoadScribbled(Transform):
         ValueError: when a file holds other values.
     """
 
-    def __init__(
-        self, num_classes: int, unlabelled_value: int = 255, source: str = "scribble", name: str = "scribble"
-    ) -> None:
+    def __init__(self, num_classes: int, source: str = "scribble", name: str = "scribble") -> None:
         if source not in ("scribble", "label"):
             raise ValueError(f"source must be scribble or label, got {source!r}.")
-        self.num_classes, self.unlabelled_value = num_classes, unlabelled_value
-        self.source, self.name = source, name
+        self.num_classes, self.source, self.name = num_classes, source, name
         self.load = LoadImage(image_only=True, ensure_channel_first=True, dtype=np.int16)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         sparse = self.source == "scribble" and "scribble" in data
         path = data["scribble"] if sparse else data["label"] if "label" in data else data["reference"]
         values = self.load(path)
-        background, unlabelled = 0, data.get("scribble_unlabelled_value", self.unlabelled_value)
+        background, unlabelled = 0, data.get("scribble_unlabelled_value", 255)
         if not sparse:
             drawn = bool((values == self.num_classes).any())
             background, unlabelled = (self.num_classes, 0) if drawn else (0, -1)

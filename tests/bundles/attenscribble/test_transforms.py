@@ -27,8 +27,9 @@ def codes(record: dict[Any, Any], **arguments: Any) -> list[int]:
 @pytest.mark.parametrize(("unlabelled", "classes"), [(255, 3), (3, 3), (4, 4)])
 def test_scribble_files(tmp_path: Path, unlabelled: int, classes: int) -> None:
     """The value for unlabelled may be the number of classes, as in ACDC's scribbles."""
-    record = {"scribble": write(tmp_path, "s", [unlabelled, 0, 1, classes - 1])}
-    assert codes(record, num_classes=classes, unlabelled_value=unlabelled) == [1, 2, 3, classes + 1]
+    path = write(tmp_path, "s", [unlabelled, 0, 1, classes - 1])
+    record = {"scribble": path, "scribble_unlabelled_value": unlabelled}
+    assert codes(record, num_classes=classes) == [1, 2, 3, classes + 1]
 
 
 def test_the_value_for_unlabelled_comes_with_the_record(tmp_path: Path) -> None:
