@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ignite import distributed as idist
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 
@@ -74,13 +75,13 @@ class TrainingHistory:
                     (int(r["iteration"]), int(r["epoch"]), r["name"], float(r["value"])) for r in csv.DictReader(file)
                 ]
             self.rows = [row for row in rows if row[0] <= engine.state.iteration]
-        if self.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import, and tests do without
-
-            self._writer = SummaryWriter(str(self.path.parent), purge_step=engine.state.iteration + 1)
 
     def _add(self, engine: Engine, name: str, value: float) -> None:
         self.rows.append((engine.state.iteration, engine.state.epoch, name, value))
+        if self.tensorboard and self._writer is None:  # not before an earlier run's files are set aside
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, and tests do without
+
+            self._writer = SummaryWriter(str(self.path.parent), purge_step=engine.state.iteration)
         if self._writer is not None:
             self._writer.add_scalar(name, value, engine.state.iteration)
 
@@ -121,7 +122,8 @@ class RunCheckpoint:
     scaler, epoch, iteration and the best metric. As the trainer seeds each epoch from its number, a run that is killed
     at any moment and resumed is the same as one that was not. All are written atomically.
 
-    A new run first sets aside what an earlier one left in its folders, see :func:`~common.runs.start_run`.
+    A new run first sets aside, when it starts, what an earlier one left in its folders, see
+    :func:`~common.runs.start_run`.
 
     Attach it last.
 
@@ -155,9 +157,11 @@ class RunCheckpoint:
 
     def attach(self, engine: Engine) -> None:
         """Attach to a :class:`~common.trainer.MethodTrainer` and, when resuming, load its state."""
-        start_run(self.folder, self.output_dir, self.resume)
         if self.resume:
+            start_run(self.folder, self.output_dir, resume=True)
             self._load(engine)
+        else:  # not before it runs: a config that is only looked at must not touch an earlier run
+            engine.add_event_handler(Events.STARTED, lambda: start_run(self.folder, self.output_dir))
         if is_first_rank():
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
             engine.add_event_handler(Events.COMPLETED, self._completed)
@@ -185,6 +189,7 @@ class RunCheckpoint:
             "epoch_length": engine.state.epoch_length,
             "max_epochs": engine.state.max_epochs,
             "seed": engine.state.seed,
+            "processes": idist.get_world_size(),
             "skipped_steps": engine.skipped_steps,
         }
         if self.lr_scheduler is not None:
@@ -204,6 +209,13 @@ class RunCheckpoint:
                     f"{path}: the run has {key} {state[key]}, the config {getattr(engine.state, key)}: the schedule "
                     f"would not be that of either. Fix: give --{key} {state[key]}, or start a new run."
                 )
+        now = _settings(self._state(engine))
+        for name, was in _settings(state).items():
+            if now.get(name, was) != was:
+                raise ValueError(
+                    f"{path}: the run has {name} {was}, the config {now[name]}, which would be lost or change its "
+                    "course. Fix: give the settings that the run began with, or start a new run."
+                )
         engine.method.load_state_dict(state["method"])
         engine.optimizer.load_state_dict(state["optimizer"])
         engine.scaler.load_state_dict(state["scaler"])
@@ -215,6 +227,17 @@ class RunCheckpoint:
             self.validator.state.best_metric = state["best_metric"]
             self.validator.state.best_metric_epoch = state["best_metric_epoch"]
         engine.logger.info(f"Resumed {path} after epoch {state['epoch']} of {state['max_epochs']}.")
+
+
+def _settings(state: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's number of processes, optimiser and schedule were told, not what they have come to since."""
+    found = {"processes": state["processes"]}
+    for number, group in enumerate(state["optimizer"]["param_groups"]):
+        told = {key: value for key, value in group.items() if key not in ("params", "lr")}
+        found |= {f"{key} (of the optimiser's group {number})": value for key, value in told.items()}
+    schedule = state.get("lr_scheduler", {})
+    told = {key: value for key, value in schedule.items() if not key.startswith("_") and key != "last_epoch"}
+    return found | {f"{key} (of the learning rate's schedule)": value for key, value in told.items()}
 
 
 class CaseProgress:
@@ -260,7 +283,7 @@ class CaseMetrics:
         for batch, output in zip(engine.state.batch, engine.state.output, strict=True):
             label = output["label"] if "label" in output else batch["label"]
             self.table.add(
-                case=case_name(output["pred"].meta),
+                case=case_name(output["pred"].meta["filename_or_obj"]),
                 prediction=output["pred"][0].cpu().numpy(),
                 reference=label[0].cpu().numpy(),
                 spacing=voxel_size(label),

@@ -17,7 +17,8 @@ from monai.engines import SupervisedEvaluator
 from monai.handlers import LrScheduleHandler, ValidationHandler
 
 from common import handlers
-from common.handlers import CaseMetrics, LossProgressBar, RunCheckpoint, TrainingHistory, case_name
+from common.data.meta import case_name
+from common.handlers import CaseMetrics, LossProgressBar, RunCheckpoint, TrainingHistory
 from common.trainer import MethodTrainer
 from tests.tiny import TinyMethod, assert_same_to_the_bit, snapshot, tiny_trainer
 
@@ -62,7 +63,7 @@ class Run:
         network = self.method.network
         self.validator = tiny_validator(network, value or (lambda: next(network.parameters()).sum().item()))
         self.trainer: MethodTrainer = tiny_trainer(self.method, **({"max_epochs": 4} | arguments))
-        scheduler = torch.optim.lr_scheduler.StepLR(self.trainer.optimizer, 5, 0.5)
+        self.scheduler = scheduler = torch.optim.lr_scheduler.StepLR(self.trainer.optimizer, 5, 0.5)
         for handler in (
             LrScheduleHandler(scheduler, print_lr=False, epoch_level=False),
             ValidationHandler(every, self.validator),
@@ -162,6 +163,47 @@ def test_resuming_another_schedule_is_refused(changed: dict[str, int], tmp_path:
     name, value = next(iter(changed.items()))
     with pytest.raises(ValueError, match=rf"has {name} \d+, the config {value}.*--{name} \d+, or start a new run"):
         Run(tmp_path, resume=True, **changed)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda run: run.trainer.optimizer.param_groups[0].update(initial_lr=3.0), "initial_lr .* 3.0"),
+        (lambda run: run.trainer.optimizer.param_groups[0].update(weight_decay=0.5), "weight_decay .* 0.5"),
+        (lambda run: setattr(run.scheduler, "step_size", 4), "has step_size .* 5, the config 4"),
+    ],
+)
+def test_resuming_with_other_settings_is_refused(change: Any, message: str, tmp_path: Path) -> None:
+    """The checkpoint's state would silently overrule them."""
+    Run(tmp_path).go()
+    run = Run(tmp_path)  # looked at, not run
+    change(run)
+    with pytest.raises(ValueError, match=message + ".*settings that the run began with"):
+        RunCheckpoint(tmp_path, tmp_path, run.method.network, run.validator, run.scheduler, True).attach(run.trainer)
+
+
+def test_resuming_with_other_processes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Run(tmp_path).go()
+    monkeypatch.setattr(handlers.idist, "get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match="has processes 1, the config 2"):
+        Run(tmp_path, resume=True)
+
+
+def test_a_trainer_that_does_not_run_leaves_an_earlier_run_alone(tmp_path: Path) -> None:
+    """MONAI's ConfigWorkflow and MONAI Label build trainers to look at them."""
+    Run(tmp_path).go()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    Run(tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_new_run_with_tensorboard_sets_the_earlier_one_aside(tmp_path: Path) -> None:
+    for _ in range(2):
+        method = TinyMethod()
+        added = [TrainingHistory(tmp_path / "history.csv"), RunCheckpoint(tmp_path, tmp_path, method.network)]
+        tiny_trainer(method, max_epochs=1, train_handlers=added).run()
+    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1, "the new run's"
+    assert len(list((tmp_path / "previous").rglob("events.out.tfevents.*"))) == 1, "the earlier run's"
 
 
 def test_checkpoints_now_and_then_and_at_the_end(tmp_path: Path) -> None:
@@ -304,4 +346,4 @@ def test_case_metrics_without_voxel_size(tmp_path: Path) -> None:
     ],
 )
 def test_case_name(source: Any, name: str) -> None:
-    assert case_name({"filename_or_obj": source}) == name
+    assert case_name(source) == name

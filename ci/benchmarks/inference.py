@@ -48,7 +48,7 @@ def main(
     )
     parser["dataset_dir"] = dataset_dir
     dataset = parser.get_parsed_content("validate#preprocessing")
-    records = parser.get_parsed_content("data").section(section, labelled=True)[:cases]
+    records = parser.get_parsed_content("data").section(section, "label")[:cases]
     network = parser.get_parsed_content("network_def")
     network.load_state_dict(torch.load(weights, weights_only=True))
     network.to(parser.get_parsed_content("device")).eval()

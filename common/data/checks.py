@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .faults import Fault
+from .meta import shared_names
 from .records import SECTIONS
 from .volumes import Header, Report, check_image, compare_geometry, count_values, read_header, read_voxels
 
@@ -216,7 +217,7 @@ def compare_cases(data: SegmentationData, cases: list[Case], in_channels: int | 
     Returns:
         the faults.
     """
-    faults = [*_duplicates(data, cases), *_leaks(cases), *_uneven(data, cases)]
+    faults = [*_duplicates(data, cases), *_same_names(data, cases), *_leaks(cases), *_uneven(data, cases)]
     _note_copies(data, cases)
     counted = Counter(case.channels for case in cases if case.channels)
     if in_channels is not None and len(counted) == 1 and in_channels not in counted:
@@ -240,6 +241,15 @@ def _duplicates(data: SegmentationData, cases: list[Case]) -> Iterator[Fault]:
         if len(images) > 1:
             what = f"{len(images)} different images of {section} share this label file"
             yield Fault(_relative(data, label), what, "give each image its own label")
+
+
+def _same_names(data: SegmentationData, cases: list[Case]) -> Iterator[Fault]:
+    """Different images of one section whose results would have one name."""
+    for section in SECTIONS:
+        for name, images in shared_names(case.record["image"] for case in cases if case.section == section).items():
+            shown = ", ".join(_relative(data, image) for image in images[:3]) + (", ..." if len(images) > 3 else "")
+            what = f"{len(images)} images of {section} have the name {name}, by which results are called: {shown}"
+            yield Fault(_relative(data, images[0]), what, "rename the files, by patient for example")
 
 
 def _note_copies(data: SegmentationData, cases: list[Case]) -> None:

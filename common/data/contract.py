@@ -77,23 +77,29 @@ class SegmentationData:
         """Number of classes, background included."""
         return max(self.labels, default=0) + 1
 
-    def section(self, name: str, labelled: bool = False) -> list[dict[str, Any]]:
+    def section(self, name: str, *keys: str) -> list[dict[str, Any]]:
         """Records of ``training``, ``validation`` or ``test``.
 
         Args:
             name: of the section.
-            labelled: leave out records without ``label``; a fault if none is left.
+            keys: leave out, with a note, records that have none of these keys; a fault if none is left.
 
         Raises:
             KeyError: another name.
-            DataError: no record with a label, though one is asked for.
+            DataError: no record is left.
         """
         if name not in SECTIONS:
             raise KeyError(f"no section {name!r}: use one of {', '.join(SECTIONS)}")
-        records = [record for record in getattr(self, name) if "label" in record or not labelled]
-        if labelled and not records:
-            fix = "add one to the JSON, or measure another section with --section validation"
-            raise DataError([Fault(name, f"the data set in {self.root} has no labelled records here", fix)])
+        listed = getattr(self, name)
+        if not keys:
+            return list(listed)
+        records = [record for record in listed if any(key in record for key in keys)]
+        wanted = " or ".join(f"`{key}`" for key in keys)
+        if not records:
+            what = f"the data set in {self.root} has no record with {wanted} here"
+            raise DataError([Fault(name, what, "add one to the JSON, or name another section with --section")])
+        if len(records) < len(listed):
+            logger.warning(f"{name}: {len(listed) - len(records)} of {len(listed)} records lack {wanted}: left out")
         return records
 
 

@@ -27,7 +27,7 @@ def format_fingerprint(data: SegmentationData, cases: Sequence[Case]) -> str:
     parts = [
         f"{data.name} ({data.root})",
         f"{data.num_classes} classes: " + ", ".join(f"{value} {name}" for value, name in data.labels.items()),
-        _table(("section", "cases", "groups", "targets", "shape (voxels)", "spacing (mm)"), _section_rows(data, cases)),
+        _table(("section", "cases", "groups", "targets", "shape (voxels)", "spacing (mm)"), _section_rows(cases)),
         _table(("structure", "cases", "median ml", "smallest ml", "largest ml"), _structure_rows(data, cases)),
         _table(
             ("section", "case", "shape", "spacing", "intensity", "target", "volumes (ml)", "defects"),
@@ -37,7 +37,7 @@ def format_fingerprint(data: SegmentationData, cases: Sequence[Case]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _section_rows(data: SegmentationData, cases: Sequence[Case]) -> list[Sequence[str]]:
+def _section_rows(cases: Sequence[Case]) -> list[Sequence[str]]:
     rows: list[Sequence[str]] = []
     for section in SECTIONS:
         members = [case for case in cases if case.section == section]

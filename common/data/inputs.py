@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from .contract import open_data
 from .faults import DataError, Fault
+from .meta import shared_names
 
 NIFTI = (".nii", ".nii.gz")
 
@@ -36,11 +36,11 @@ def images_to_segment(
         DataError: when a file is missing, no image is found, or two images share a name: results are named by it.
     """
     records = _list(dataset_dir, datalist, phantom, phantom_dir)
-    firsts = [image if isinstance(image, str) else image[0] for image in (record["image"] for record in records)]
-    twice = [name for name, count in Counter(Path(image).name for image in firsts).items() if count > 1]
-    if twice:
+    shared = shared_names(record["image"] for record in records)
+    if shared:
         what = "several images have this name, and the result of one would overwrite that of another"
-        raise DataError([Fault(name, what, "rename them, or segment their folders one at a time") for name in twice])
+        fix = "rename them, or segment their folders one at a time"
+        raise DataError([Fault(name, f"{what}: {', '.join(images[:3])}", fix) for name, images in shared.items()])
     return records
 
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 
-def case_name(meta: dict[str, Any]) -> str:
-    """Name of a case: the file name of its (first) image without its ending."""
-    source: str | Sequence[str] = meta["filename_or_obj"]
-    name = Path(source if isinstance(source, str) else source[0]).name
+def case_name(image: str | Sequence[str]) -> str:
+    """Name of a case, by which its results are called: the file name of its (first) image without its ending."""
+    name = Path(image if isinstance(image, str) else image[0]).name
     return name.removesuffix(".gz").removesuffix(".nii")
+
+
+def shared_names(images: Iterable[str | Sequence[str]]) -> dict[str, list[str]]:
+    """Images whose cases have one name, by that name: the results of one would overwrite those of another."""
+    named: dict[str, list[str]] = defaultdict(list)
+    for image in images:
+        named[case_name(image)].append(image if isinstance(image, str) else image[0])
+    return {name: same for name, same in named.items() if len(set(same)) > 1}
 
 
 def voxel_size(label: Any) -> tuple[float, ...] | None:

@@ -11,7 +11,7 @@ SECTIONS = ("training", "validation", "test")
 QUALITIES = ("clean", "noisy")
 #: keys that hold a path or a list of paths, and which of both they may hold
 PATH_KEYS = {"image": (str, list), "label": (str,), "labels": (list,), "scribble": (str,), "reference": (str,)}
-KNOWN_KEYS = {*PATH_KEYS, "label_quality", "group", "patient", "fold"}
+KNOWN_KEYS = {*PATH_KEYS, "label_quality", "group", "patient", "fold", "empty"}
 
 
 def normalise_labels(labels: Any, where: str, faults: list[Fault]) -> dict[int, str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection
-from monai.data import NibabelWriter
+from monai.data import MetaTensor, NibabelWriter
 from monai.transforms import MapTransform, SaveImaged, Spacingd, Transform
 
 from ..files import atomic_path
@@ -85,6 +85,7 @@ class SaveNiftid(SaveImaged):
         postfix: what the file shows.
         dtype: number type in the file.
         allow_missing_keys: whether an item may be absent.
+        like: item whose file gives the case its name; default: each one's own.
     """
 
     def __init__(
@@ -94,7 +95,9 @@ class SaveNiftid(SaveImaged):
         postfix: str,
         dtype: str = "float32",
         allow_missing_keys: bool = False,
+        like: str | None = None,
     ) -> None:
+        self.like = like
         super().__init__(
             keys,
             allow_missing_keys=allow_missing_keys,
@@ -105,3 +108,14 @@ class SaveNiftid(SaveImaged):
             writer=_AtomicNiftiWriter,
             print_log=False,
         )
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        if self.like is None:
+            return super().__call__(data)
+        name = data[self.like].meta["filename_or_obj"]
+        renamed = {
+            key: MetaTensor(data[key], meta={**data[key].meta, "filename_or_obj": name})
+            for key in self.key_iterator(data)
+        }
+        super().__call__(renamed)
+        return dict(data)

@@ -42,7 +42,7 @@ class Bundle:
         self.root = ROOT / "bundles" / name
         self.configs = self.root / "configs"
         self.folder = folder
-        self.train = ConfigParser.load_config_file(self.configs / "train.yaml")
+        self.train = self.load("train")
         self.dataset = make_phantom(
             folder / "data", kind=self.train["data"]["phantom"], shape=SHAPE, cases=CASES, noise_radius=(1.0, 1.5)
         )
@@ -55,6 +55,10 @@ class Bundle:
     def files(self, *names: str) -> list[str]:
         """Config files as they are typed at the root of the repository."""
         return [f"bundles/{self.name}/configs/{name}.yaml" for name in names]
+
+    def load(self, name: str) -> dict[str, Any]:
+        """A config file as it stands."""
+        return dict(ConfigParser.load_config_file(self.configs / f"{name}.yaml"))
 
     def tiny(self, *names: str, **overrides: Any) -> dict[str, Any]:
         """Overrides that make a run of these configs take seconds; only keys that the configs have."""

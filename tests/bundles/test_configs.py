@@ -90,14 +90,14 @@ def test_run_does_what_the_named_id_does(bundle: Any) -> None:
     names = {"train": "training", "evaluate": "evaluating", "inference": "inferring", "audit": "auditing"}
     for name, run_id in names.items():
         if (bundle.configs / f"{name}.yaml").exists():
-            content = ConfigParser.load_config_file(bundle.configs / f"{name}.yaml")
+            content = bundle.load(name)
             steps = content[run_id]
             assert content["run"][: len(steps)] == steps, name
 
 
 def test_monai_label_finds_what_it_reads(bundle: Any) -> None:
     train = bundle.train
-    inference = ConfigParser.load_config_file(bundle.configs / "inference.yaml")
+    inference = bundle.load("inference")
     assert {"network", "train", "validate", "run"} <= set(train)
     assert {"dataset", "trainer", "handlers"} <= set(train["train"])
     assert "data" in train["train"]["dataset"] and "dataset" in train["validate"]
@@ -134,3 +134,26 @@ def test_metadata_describes_this_version(bundle: Any) -> None:
 @pytest.mark.parametrize("name", ["LICENSE", "configs/logging.conf", "docs/README.md", "docs/data_license.txt"])
 def test_files_of_the_specification_are_there(bundle: Any, name: str) -> None:
     assert (bundle.root / name).is_file()
+
+
+def test_inference_builds_the_network_that_was_trained(bundle: Any) -> None:
+    """A setting of the network that inference.yaml leaves out would silently have its default there."""
+    inference = bundle.load("inference")
+    definitions = []
+    for config in (bundle.train, inference):
+        settings = {key: config.get(str(value).lstrip("@"), value) for key, value in config["network_def"].items()}
+        settings.pop("dropout", None)  # active in training alone
+        definitions.append(settings)
+    assert definitions[0] == definitions[1]
+
+
+def test_the_equations_are_where_the_docs_say(bundle: Any) -> None:
+    """Rows of the equation tables: | equation | `file`, `name` | in words |."""
+    text = (bundle.root / "docs" / "README.md").read_text()
+    places = re.findall(r"`((?:scripts|common)/[\w/]+\.py)`((?:, `[\w.]+`)+)", text)
+    assert len(places) > 4
+    for file, names in places:
+        source = (ROOT / file if file.startswith("common/") else bundle.root / file).read_text()
+        for name in re.findall(r"`([\w.]+)`", names):
+            missing = [part for part in name.split(".") if not re.search(rf"\b(?:def|class) {part}\b", source)]
+            assert not missing, f"{file} has no {name}"

@@ -191,12 +191,57 @@ def test_ckpt_export_gives_the_same_logits(trained: Any, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("name", "variant"), VARIANTS)
-def test_variants_train(bundle: Any, name: str, variant: str, tmp_path: Path) -> None:
-    """Data sets' and ablations' overlays take a step, on the phantom."""
+def test_variants_train_and_infer(bundle: Any, name: str, variant: str, tmp_path: Path) -> None:
+    """Data sets' and ablations' overlays take a step, on the phantom, and what they trained segments an image."""
     if bundle.name != name:
         pytest.skip("another bundle's")
     folders = {"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")}
     overrides = bundle.tiny("train", variant, **folders) | bundle.small_network
     bundle.run("training", "train", variant, **overrides, max_epochs=1)
     assert (tmp_path / "models" / "model.pt").is_file()
-    shutil.rmtree(tmp_path / "models")
+    if not any("#" in key for key in bundle.load(variant)):  # else it is about training alone
+        overrides = bundle.tiny("inference", variant, **folders) | bundle.small_network
+        overrides |= {"overlap": 0.0} if "overlap" in bundle.load("inference") else {}  # saves minutes
+        bundle.run("inferring", "inference", variant, **overrides)
+        assert list((tmp_path / "eval").rglob("*_pred.nii.gz"))
+    shutil.rmtree(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def awkward(bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny data set, its images called otherwise than their labels, with a training image that nobody labelled."""
+    folder = tmp_path_factory.mktemp("awkward") / "data"
+    shutil.copytree(bundle.dataset, folder)
+    content = json.loads((folder / "dataset.json").read_text())
+    for record in (record for section in ("training", "validation", "test") for record in content[section]):
+        renamed = record["image"].replace(".nii.gz", "_0000.nii.gz")
+        (folder / record["image"]).rename(folder / renamed)
+        record["image"] = renamed
+    first = content["training"][0]
+    image = nib.Nifti1Image.from_filename(folder / first["image"])
+    nib.save(nib.Nifti1Image(image.get_fdata() + 1.0, image.affine), folder / "images" / "unlabelled.nii.gz")
+    content["training"].append(
+        {"image": "images/unlabelled.nii.gz", "reference": first["reference" if "reference" in first else "label"]}
+    )
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_awkward_data_go_through(bundle: Any, awkward: Path, tmp_path: Path) -> None:
+    """Patches that are not square, a record without label, images and labels of different names."""
+    folders: dict[str, Any] = {"dataset_dir": str(awkward), "ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path)}
+    sizes: dict[str, Any] = {"patch_size": [16, 32, 16], "slice_size": [16, 32]}
+    folders |= {key: size for key, size in sizes.items() if key in bundle.train}
+    small = bundle.small_network
+    bundle.run("training", "train", **bundle.tiny("train", **folders), **small, **{"train#trainer#max_epochs": 1})
+    files = ("train", "evaluate")
+    bundle.run("evaluating", *files, **bundle.tiny(*files, **folders), **small)
+    (case,) = [path for path in (tmp_path / "test").iterdir() if path.is_dir()]
+    assert case.name.endswith("_0000")
+    kinds = ("image", "label", "pred", "uncertainty")
+    assert {path.name for path in case.iterdir()} >= {f"{case.name}_{kind}.nii.gz" for kind in kinds}
+    bundle.run("reporting", *files, **bundle.tiny(*files, **folders), **small)
+    if (bundle.configs / "audit.yaml").exists():
+        files = ("train", "audit")
+        bundle.run("auditing", *files, **bundle.tiny(*files, **folders), **small)
+        assert (tmp_path / "audit" / "audit.png").is_file() and (tmp_path / "audit" / "audit_measured.csv").is_file()

@@ -15,6 +15,9 @@ import torch
 from common.data import make_phantom
 
 ROOT = Path(__file__).resolve().parents[2]
+NAMES = sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/metadata.json"))
+# half a minute each: the first bundle's in every run of the tests, the others' with -m slow
+ONE_BUNDLE_ALWAYS = [pytest.param(name, marks=[pytest.mark.slow] if name != NAMES[0] else []) for name in NAMES]
 # after training every process leaves what it holds
 DUMP = """
 training:
@@ -24,7 +27,7 @@ training:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("bundle", ONE_BUNDLE_ALWAYS, indirect=True)
 @pytest.mark.parametrize("validation_cases", [1, 3], ids=["fewer cases than processes", "cases shared unevenly"])
 def test_two_processes_train_one_method(bundle: Any, validation_cases: int, tmp_path: Path) -> None:
     if not (bundle.configs / "multi_gpu_train.yaml").exists():

@@ -13,6 +13,9 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+NAMES = sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/metadata.json"))
+# half a minute each: the first bundle's in every run of the tests, the others' with -m slow
+ONE_BUNDLE_ALWAYS = [pytest.param(name, marks=[pytest.mark.slow] if name != NAMES[0] else []) for name in NAMES]
 EPOCHS, EPOCH_LENGTH = 3, 2
 KILLED_AT = 4  # the second iteration of the second epoch
 # nothing is caught, closed or flushed: what a power cut or the killer of memory hogs does
@@ -38,7 +41,7 @@ def train(bundle: Any, folder: Path, *overlays: Path, **overrides: Any) -> int:
     return done.returncode
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("bundle", ONE_BUNDLE_ALWAYS, indirect=True)
 @pytest.mark.skipif(os.name != "posix", reason="there is no SIGKILL")
 def test_killed_and_resumed_is_the_same_as_uninterrupted(bundle: Any, tmp_path: Path) -> None:
     overlay = tmp_path / "kill.yaml"

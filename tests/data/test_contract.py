@@ -177,3 +177,14 @@ def test_no_folder_means_phantom_and_one_line_says_so(
     assert calls == ["noisy"] and len(data.training) == 5
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("common.data")]
     assert len(lines) == 1 and "built-in phantom data set (noisy)" in lines[0]
+
+
+def test_records_that_lack_a_key_are_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = open_data(write_dataset(tmp_path))
+    data.training[0].pop("label")
+    with caplog.at_level("WARNING"):
+        assert data.section("training", "label") == data.training[1:]
+    assert "training: 1 of 2 records lack `label`: left out" in caplog.text
+    assert data.section("training", "label", "image") == data.section("training") == data.training
+    with pytest.raises(DataError, match="no record with `scribble` or `labels`"):
+        data.section("training", "scribble", "labels")

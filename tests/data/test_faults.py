@@ -154,6 +154,12 @@ def repeat_record(root: Path, content: Content) -> None:
     content["training"].append(dict(content["training"][0]))
 
 
+def shared_name(root: Path, content: Content) -> None:
+    (root / "other").mkdir()
+    write(root / "other" / "image1.nii", image(7))
+    content["training"].append({"image": "other/image1.nii"})
+
+
 def copy_in_both(root: Path, content: Content) -> None:
     write(root / "copy.nii.gz", image(0))
     content["validation"].append({"image": "copy.nii.gz", "label": "rater2.nii.gz"})
@@ -234,6 +240,7 @@ FILE_FAULTS: dict[str, tuple[Break, str]] = {
     "uneven channels": (uneven_channels, r"has 2 channels, most cases have 1"),
     "mixed axes": (mixed_axes, r"image1.nii.gz .*has 2 axes, most cases have 3"),
     "repeated record": (repeat_record, r"training lists this image 2 times"),
+    "shared name": (shared_name, r"2 images of training have the name image1, by which results are called: image1"),
     "shared label": (record("label", "label1.nii.gz"), r"2 different images of training share this label file"),
     "image in both": (same_image_in_both, r"training, validation: the image image1.nii.gz is in both sections"),
     "copy in both": (copy_in_both, r"copies of one image \(equal voxels\) in both sections"),

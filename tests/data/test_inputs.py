@@ -133,6 +133,12 @@ def test_all_faults_are_told_at_once(folder: Path) -> None:
 def test_images_of_one_name_would_overwrite_each_other(folder: Path) -> None:
     (folder / "below" / "b.nii.gz").write_bytes(b"")
     with pytest.raises(
-        DataError, match="b.nii.gz: several images have this name, and the result of one would overwrite"
+        DataError, match=r"^b: several images have this name, .* would overwrite .*/b.nii.gz, .*/b.nii.gz"
     ):
+        images_to_segment(folder)
+
+
+def test_two_endings_are_one_name(folder: Path) -> None:
+    (folder / "b.nii").write_bytes(b"")
+    with pytest.raises(DataError, match="several images have this name"):
         images_to_segment(folder)

@@ -193,3 +193,14 @@ def test_images_without_a_label_get_background() -> None:
     assert not without["labelled"] and without["label"].shape == (1, 3, 4) and float(without["label"].sum()) == 0.0
     given = MarkLabelledd()({"image": image, "label": label})
     assert given["labelled"] and given["label"] is label
+
+
+def test_a_map_is_called_after_its_image(tmp_path: Path) -> None:
+    """Labels in the form of nnU-Net are not called as their images are."""
+    image = MetaTensor(torch.zeros(1, 3, 3, 3), meta={"filename_or_obj": "images/case_1_0000.nii.gz"})
+    label = MetaTensor(torch.ones(1, 3, 3, 3), meta={"filename_or_obj": "labels/case_1.nii.gz"})
+    data = SaveNiftid("label", str(tmp_path), "label", "uint8", like="image")({"image": image, "label": label})
+    assert data["label"] is label and label.meta["filename_or_obj"] == "labels/case_1.nii.gz"
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.nii.gz")] == [
+        "case_1_0000/case_1_0000_label.nii.gz"
+    ]

@@ -92,17 +92,17 @@ class LabelAudit:
         scores: dict[str, float] = {}
         for record in tqdm(self.records, desc="Auditing labels"):
             item = self.preprocessing(record)
-            case = case_name(item["label"].meta if isinstance(record["image"], list) else item["image"].meta)
+            case = case_name(record["image"])
             scores[case] = self._audit(case, item, record.get("reference"))
         order = sorted(scores, key=lambda case: (-scores[case], case))
         for row in self.rows:
             row["rank"] = order.index(row["case"]) + 1
         write_rows(sorted(self.rows, key=lambda row: row["rank"]), self.folder / "audit.csv", COLUMNS)
-        self._draw_page(order[: self.shown], scores)
         print(f"{len(order)} labels audited; the most suspect: {', '.join(order[:5])}. Results are in {self.folder}")
         if self.measured:
             write_rows(self.measured, self.folder / "audit_measured.csv", MEASURED)
             print(self.summary())
+        self._draw_page(order[: self.shown], scores)
 
     def summary(self) -> str:
         """What was measured against the references, in words."""

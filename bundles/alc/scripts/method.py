@@ -22,7 +22,7 @@ class AdaptiveLabelCorrection(Method):
 
     Args:
         network: the student; it ships.
-        passes: m, perturbed teacher passes a step (Eq. 3).
+        passes: m, perturbed teacher passes a step (Eq. 3); selection takes at least 2.
         selected_fraction: k as a share of the noisy images in the batch, in [0, 1]; a half image counts as one.
         alpha: weight of the loss on refined labels.
         beta: weight of the loss on noisy labels.
@@ -56,6 +56,11 @@ class AdaptiveLabelCorrection(Method):
             raise ValueError(f"passes must be at least 1, got {passes}.")
         if not 0.0 <= selected_fraction <= 1.0:
             raise ValueError(f"selected_fraction must be in [0, 1], got {selected_fraction}.")
+        if passes == 1 and 0.0 < selected_fraction < 1.0 and alpha + beta > 0.0:
+            raise ValueError(
+                "passes is 1, and of a single pass nothing tells which images it is sure of. Give passes 2 or more, or "
+                "selected_fraction 0 or 1."
+            )
         if not 0.0 < ramp_length <= 1.0:
             raise ValueError(f"ramp_length must be in (0, 1], got {ramp_length}.")
         self.teacher = Teacher(network, ema_decay, input_noise)

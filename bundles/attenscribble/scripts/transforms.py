@@ -28,8 +28,8 @@ class LoadScribbled(Transform):
 
     Args:
         num_classes: background included.
-        source: ``scribble``, where records have it, else ``label``; or ``label``, the dense one, whatever there is. A
-            record without ``label`` gives its ``reference``.
+        source: ``scribble``, and ``label`` of a record without; or ``label``, the dense one, and ``reference`` of a
+            record without.
         name: item to add.
 
     Raises:
@@ -43,8 +43,9 @@ class LoadScribbled(Transform):
         self.load = LoadImage(image_only=True, ensure_channel_first=True, dtype=np.int16)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        sparse = self.source == "scribble" and "scribble" in data
-        path = data["scribble"] if sparse else data["label"] if "label" in data else data["reference"]
+        keys = ("scribble", "label") if self.source == "scribble" else ("label", "reference")
+        key = keys[0] if keys[0] in data else keys[1]
+        path, sparse = data[key], key == "scribble"
         values = self.load(path)
         background, unlabelled = 0, data.get("scribble_unlabelled_value", 255)
         if not sparse:

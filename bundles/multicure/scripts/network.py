@@ -103,18 +103,20 @@ class WithDisagreement(nn.Module):
     """The network's output with one more channel: how far its two halves are apart.
 
     Args:
-        network: trained.
+        network: trained; the output of one without two halves, such as a baseline's V-Net, stays as it is.
 
     Shape:
         image (B, in_channels, *S) to (B, out_channels + 1, *S): the network's logits and, last, half the L1 distance of
         the two softmaxes, 0 where they agree to 1 where each is sure of another class.
     """
 
-    def __init__(self, network: MultiCURENet) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if not isinstance(self.network, MultiCURENet):
+            return self.network(image)
         outputs = self.network.branches(image)
         first, second = (logits.float().softmax(1) for logits in (outputs.predictive, outputs.auxiliary))
         alone = {"predictive": outputs.predictive, "auxiliary": outputs.auxiliary}

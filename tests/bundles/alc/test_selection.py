@@ -99,3 +99,10 @@ def test_refinement_can_be_switched_off(refine: bool, winner: int) -> None:
     batch["image"] = torch.full_like(batch["image"], 4.0)  # the student is sure of class 1
     loss = method(batch, HALFWAY).terms["refined"].value.item()
     assert loss < 0.1 if winner == 1 else loss > 1.0
+
+
+def test_one_pass_cannot_select() -> None:
+    with pytest.raises(ValueError, match="passes is 1"):
+        AdaptiveLabelCorrection(ByBrightness(), passes=1)
+    AdaptiveLabelCorrection(ByBrightness(), passes=1, selected_fraction=1.0)
+    AdaptiveLabelCorrection(ByBrightness(), passes=1, alpha=0.0, beta=0.0)

@@ -47,6 +47,12 @@ def test_a_label_without_one_is_dense(tmp_path: Path) -> None:
     assert codes({"label": write(tmp_path, "l", [0, 1, 2, 0])}) == [2, 3, 4, 2]
 
 
+def test_a_reference_is_no_scribble(tmp_path: Path) -> None:
+    """It is what measures, so it must not teach."""
+    with pytest.raises(KeyError, match="label"):
+        codes({"reference": write(tmp_path, "c", [0, 1])})
+
+
 def test_the_dense_label_on_demand_and_the_reference_without_it(tmp_path: Path) -> None:
     scribble, dense = write(tmp_path, "s", [255, 1]), write(tmp_path, "d", [0, 1])
     assert codes({"scribble": scribble, "label": dense}, source="label") == [2, 3]
