@@ -69,7 +69,7 @@ def main(first: str, second: str) -> None:
 
 
 def _table(place: str) -> Path:
-    path = Path(place)
+    path = Path(str(place))  # a folder may be called 1
     return path / "metrics.csv" if path.is_dir() else path
 
 

@@ -15,7 +15,8 @@ from ignite.handlers import ProgressBar
 from .data.meta import case_name, voxel_size
 from .files import atomic_path, save_atomically
 from .metrics import CaseTable
-from .runs import FINAL_FILE, RESUME_FILE, is_first_rank, start_run
+from .runs import FINAL_FILE, RESUME_FILE, is_first_rank, start_results, start_run
+from .settings import switch
 
 HISTORY_COLUMNS = ("iteration", "epoch", "name", "value")
 
@@ -152,17 +153,19 @@ class RunCheckpoint:
         self.network = network
         self.validator = validator
         self.lr_scheduler = lr_scheduler
-        self.resume = resume
+        self.resume = switch(resume, "resume")
         self.save_interval = save_interval
+        self._method_settings: dict[str, Any] = {}
 
     def attach(self, engine: Engine) -> None:
         """Attach to a :class:`~common.trainer.MethodTrainer` and, when resuming, load its state."""
+        self._method_settings = _plain(vars(engine.method))
         if self.resume:
             start_run(self.folder, self.output_dir, resume=True)
             self._load(engine)
-        else:  # not before it runs: a config that is only looked at must not touch an earlier run
-            engine.add_event_handler(Events.STARTED, lambda: start_run(self.folder, self.output_dir))
         if is_first_rank():
+            if not self.resume:  # not before it runs: a config that is only looked at must not touch an earlier run
+                engine.add_event_handler(Events.STARTED, lambda: start_run(self.folder, self.output_dir))
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
             engine.add_event_handler(Events.COMPLETED, self._completed)
 
@@ -190,6 +193,8 @@ class RunCheckpoint:
             "max_epochs": engine.state.max_epochs,
             "seed": engine.state.seed,
             "processes": idist.get_world_size(),
+            "cases_per_batch": list(getattr(getattr(engine.data_loader, "batch_sampler", None), "sizes", ())),
+            "method_settings": self._method_settings,
             "skipped_steps": engine.skipped_steps,
         }
         if self.lr_scheduler is not None:
@@ -229,9 +234,15 @@ class RunCheckpoint:
         engine.logger.info(f"Resumed {path} after epoch {state['epoch']} of {state['max_epochs']}.")
 
 
+def _plain(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Numbers, words and switches among attributes; a module's ``training`` is none of its settings."""
+    named = {key: value for key, value in attributes.items() if not key.startswith("_") and key != "training"}
+    return {key: value for key, value in named.items() if isinstance(value, bool | int | float | str)}
+
+
 def _settings(state: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint's number of processes, optimiser and schedule were told, not what they have come to since."""
-    found = {"processes": state["processes"]}
+    """What a checkpoint's method, batches, optimiser and schedule were told, not what they have come to since."""
+    found = {"processes": state["processes"], "cases_per_batch": state["cases_per_batch"], **state["method_settings"]}
     for number, group in enumerate(state["optimizer"]["param_groups"]):
         told = {key: value for key, value in group.items() if key not in ("params", "lr")}
         found |= {f"{key} (of the optimiser's group {number})": value for key, value in told.items()}
@@ -261,7 +272,8 @@ class CaseMetrics:
 
     Writes ``metrics.csv`` (a row per case and structure), ``summary.txt`` (mean, standard deviation, bootstrap 95%
     interval, missed structures by name; printed too) and ``reliability.csv``. The evaluator's postprocessing ends
-    with :class:`~common.data.transforms.SegmentationAndUncertaintyd` in the label's space.
+    with :class:`~common.data.transforms.SegmentationAndUncertaintyd` in the label's space. Earlier results are set
+    aside, see :func:`~common.runs.start_results`.
 
     Args:
         output_dir: folder to write to.
@@ -276,6 +288,7 @@ class CaseMetrics:
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator."""
+        engine.add_event_handler(Events.STARTED, lambda: start_results(self.folder))
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._case)
         engine.add_event_handler(Events.COMPLETED, self._completed)
 

@@ -274,9 +274,6 @@ def _draw_cases(
 ) -> None:
     """The block of pictures: a row a case, and one colour bar for all uncertainty maps."""
     cases = _shown_cases(rows)
-    if not cases:
-        draw_message(figure.add_subplot(place), "no cases to show: no metrics")
-        return
     pictures = [load_case(folder, case) for _, case in cases]
     maps = [p.uncertainty for p in pictures if p is not None and p.uncertainty is not None]
     top = max((float(np.quantile(m, 0.998)) for m in maps), default=0.0) or 1.0
@@ -339,8 +336,6 @@ def _draw_page(
 def _subtitle(summary: Summary) -> str:
     """The result in one line."""
     overall = [row for row in summary.rows if row["metric"] == "dice"]
-    if not overall:
-        return "no metrics"
     row = overall[-1]
     text = f"{summary.cases} cases  ·  Dice {row['mean']:.3f}, 95% interval [{row['lo']:.3f}, {row['hi']:.3f}]"
     return f"{text}  ·  structures missed: {len(summary.missed) or 'none'}"
@@ -380,10 +375,15 @@ def write_report(
         path of the page.
 
     Raises:
+        FileNotFoundError: if there are no metrics.
         ValueError: if a table that is there lacks a column.
     """
     metrics, curves, bins = Path(metrics_csv), Path(history_csv), Path(reliability_csv)
-    rows = read_rows(metrics) if metrics.is_file() else []
+    if not metrics.is_file():
+        raise FileNotFoundError(
+            f"{metrics}: no evaluation here. Fix: run `evaluating` first, or give its --output_dir."
+        )
+    rows = read_rows(metrics)
     summary = summarise(rows, seed)
     history = read_history(curves) if curves.is_file() else {}
     reliability = read_reliability(bins) if bins.is_file() else None

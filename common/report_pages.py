@@ -191,9 +191,6 @@ def draw_reliability(ax: Axes, counts_ax: Axes, bins: NDArray[np.float64] | None
 def draw_dice_strip(ax: Axes, rows: Sequence[Row], summary: Summary, labels: Mapping[int, str]) -> None:
     """Dice of each case as a dot per structure, with the mean and its bootstrap interval; missed ones as crosses."""
     ax.set_title("Dice per case")
-    if not rows:
-        draw_message(ax, "no metrics")
-        return
     # a fixed spread, so that the same table always gives the same picture
     spread = np.random.default_rng(0)
     for place, (value, name) in enumerate(labels.items()):
@@ -245,10 +242,6 @@ def draw_summary_table(ax: Axes, summary: Summary, labels: Mapping[int, str]) ->
     """The summary as a ruled table: mean and sd, the bootstrap interval in grey below, notes on what was missed."""
     ax.set_axis_off()
     ax.set_title(f"Summary over {summary.cases} cases")
-    if not summary.rows:
-        ax.set_axis_on()
-        draw_message(ax, "no metrics")
-        return
     heads, main, below = _table_cells(summary)
     hidden = max(0, len(main) - _MAX_TABLE_ROWS)
     main, below = main[hidden:], below[hidden:]

@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -19,6 +20,9 @@ from .files import UNFINISHED
 
 RESUME_FILE = "last.ckpt"  # MONAI Label offers every *.pt as weights, the one with the shortest name first
 FINAL_FILE = "model_final.pt"
+LOGS = ("events.out.tfevents.*", "history.csv")
+RESULTS = ("metrics.csv", "audit.csv")  # what an evaluation and an audit leave in their folders
+TIME = "%Y-%m-%d_%H-%M-%S_%f"
 logger = logging.getLogger(__name__)
 
 
@@ -54,6 +58,10 @@ def start_run(ckpt_dir: str | os.PathLike[str], output_dir: str | os.PathLike[st
     """
     last = Path(ckpt_dir) / RESUME_FILE
     if is_first_rank():
+        for folder in (Path(ckpt_dir), Path(output_dir)):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):  # a folder that cannot be written to shows now, not after an epoch
+                pass
         _remove_unfinished(Path(ckpt_dir))
     if resume:
         if not last.exists():
@@ -73,11 +81,12 @@ def _remove_unfinished(ckpt_dir: Path) -> None:
 
 def _set_aside(ckpt_dir: Path, output_dir: Path) -> None:
     weights = [path for path in sorted([*ckpt_dir.glob("*.pt"), ckpt_dir / RESUME_FILE]) if path.is_file()]
-    logs = [*sorted(output_dir.glob("events.out.tfevents.*")), *sorted(output_dir.glob("history.csv"))]
+    logs = [path for pattern in LOGS for path in sorted(output_dir.glob(pattern))]
     if not weights and not logs:
         return
+    logs += [table.parent for name in RESULTS for table in sorted(output_dir.glob(f"*/{name}"))]
     newest = max(path.stat().st_mtime for path in [*weights, *logs])
-    previous = ckpt_dir / "previous" / datetime.fromtimestamp(newest).strftime("%Y-%m-%d_%H-%M-%S_%f")
+    previous = ckpt_dir / "previous" / datetime.fromtimestamp(newest).strftime(TIME)
     previous.mkdir(parents=True, exist_ok=True)
     for path in weights:
         shutil.copy2(path, previous / path.name)
@@ -85,6 +94,18 @@ def _set_aside(ckpt_dir: Path, output_dir: Path) -> None:
     for path in logs:
         shutil.move(path, previous / path.name)
     logger.warning(f"An earlier run's weights and logs are kept in {previous}; --resume true would have continued it.")
+
+
+def start_results(folder: str | os.PathLike[str]) -> None:
+    """Make way for new results: earlier ones in the folder move to ``previous/<folder>_<time>`` beside it."""
+    place = Path(folder)
+    tables = [place / name for name in RESULTS if (place / name).is_file()]
+    if tables:
+        when = datetime.fromtimestamp(max(path.stat().st_mtime for path in tables)).strftime(TIME)
+        kept = place.parent / "previous" / f"{place.name}_{when}"
+        kept.parent.mkdir(exist_ok=True)
+        shutil.move(place, kept)
+        logger.warning(f"Earlier results are kept in {kept}.")
 
 
 def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> nn.Module:

@@ -70,7 +70,8 @@ class MethodTrainer(Trainer):
         train_handlers: MONAI and Ignite handlers.
 
     Raises:
-        ValueError: for a precision that is unknown or that the device lacks, or a max_gradient_norm of 0 or less.
+        ValueError: for a precision that is unknown or that the device lacks, a max_gradient_norm of 0 or less, or no
+            epoch.
 
     After each iteration ``state.output`` is a list, as MONAI's handlers expect, of one dictionary: ``loss`` (float),
     ``pred`` (logits) and ``scalars``: every loss term as ``loss/<term>``, unweighted, with its weight
@@ -91,7 +92,9 @@ class MethodTrainer(Trainer):
         seed: int = 0,
         train_handlers: Sequence[Any] | None = None,
     ) -> None:
-        if max_gradient_norm is not None and not max_gradient_norm > 0:
+        if max_epochs < 1:
+            raise ValueError(f"max_epochs must be at least 1, got {max_epochs}.")
+        if max_gradient_norm is not None and not (isinstance(max_gradient_norm, int | float) and max_gradient_norm > 0):
             raise ValueError(f"max_gradient_norm must be positive, or null for no clipping, got {max_gradient_norm}.")
         device = torch.device(device)
         self.dtype = resolve_precision(precision, device)

@@ -171,6 +171,8 @@ def test_resuming_another_schedule_is_refused(changed: dict[str, int], tmp_path:
         (lambda run: run.trainer.optimizer.param_groups[0].update(initial_lr=3.0), "initial_lr .* 3.0"),
         (lambda run: run.trainer.optimizer.param_groups[0].update(weight_decay=0.5), "weight_decay .* 0.5"),
         (lambda run: setattr(run.scheduler, "step_size", 4), "has step_size .* 5, the config 4"),
+        (lambda run: setattr(run.method, "alpha", 4.0), "has alpha 3.0, the config 4.0"),
+        (lambda run: setattr(run.trainer.data_loader.batch_sampler, "sizes", [9, 9]), "has cases_per_batch"),
     ],
 )
 def test_resuming_with_other_settings_is_refused(change: Any, message: str, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import distributed, nn
 
 from common import runs
-from common.runs import first_rank_first, is_first_rank, load_weights, start_run
+from common.runs import first_rank_first, is_first_rank, load_weights, start_results, start_run
 from tests.tiny import assert_same_to_the_bit
 
 LOGS = ("history.csv", "events.out.tfevents.1.host.0")
@@ -46,12 +46,13 @@ def test_a_new_run_sets_the_earlier_one_aside(folders: tuple[Path, Path], caplog
     with caplog.at_level(logging.WARNING):
         start_run(*folders)
     (previous,) = (models / "previous").iterdir()
-    assert {path.name: path.read_text() for path in previous.iterdir()} == {n: f"first {n}" for n in WEIGHTS + LOGS}
+    assert (previous / "test" / "metrics.csv").read_text() == "results"  # of the earlier weights
+    kept = {path.name: path.read_text() for path in previous.iterdir() if path.is_file()}
+    assert kept == {n: f"first {n}" for n in WEIGHTS + LOGS}
     assert str(previous) in caplog.text and "--resume true would have continued it" in caplog.text
     # a server may be using the weights; the state to resume is of no use to another run, nor are its logs
     assert sorted(path.name for path in models.glob("*.pt")) == ["model.pt", "model_final.pt"]
-    assert [path.name for path in output.iterdir()] == ["test"]
-    assert (output / "test" / "metrics.csv").read_text() == "results"
+    assert list(output.iterdir()) == []
 
 
 def test_nothing_is_lost_over_many_runs(folders: tuple[Path, Path]) -> None:
@@ -170,3 +171,23 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="this is no file of weights"):
         load_weights(nn.Linear(2, 3), tmp_path / "model.pt")
     assert not (tmp_path / "was run").exists()
+
+
+def test_results_make_way_for_new_ones(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    results = tmp_path / "eval" / "test"
+    start_results(results)
+    assert not results.exists() and caplog.text == ""
+    for number in range(2):
+        results.mkdir(parents=True)
+        (results / "metrics.csv").write_text(str(number))
+        os.utime(results / "metrics.csv", (1e9 + number, 1e9 + number))
+        start_results(results)
+    assert not results.exists() and "Earlier results are kept in" in caplog.text
+    kept = sorted((tmp_path / "eval" / "previous").iterdir())
+    assert [(folder / "metrics.csv").read_text() for folder in kept] == ["0", "1"]
+
+
+def test_a_folder_that_cannot_be_written_to_shows_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        start_run(tmp_path / "file" / "models", tmp_path / "eval")

@@ -33,6 +33,7 @@ class TinyMethod(Method):
         super().__init__(TinyNetwork())
         self.seen: list[Progress] = []
         self.steps = 0
+        self.alpha = 3.0  # a setting
 
     def forward(self, batch: dict[str, Any], progress: Progress) -> MethodOutput:
         self.seen.append(progress)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ import yaml
 
 from . import contract, phantom
 from . import split as splitting
-from .checks import compare_cases, inspect_cases
+from .checks import Case, compare_cases, inspect_cases, other_axes
 from .contract import SegmentationData
 from .corrupt import corrupt as corrupt_data
 from .corrupt import join_pairs
@@ -43,7 +47,7 @@ def check(
     print(format_fingerprint(data, cases), end="\n\n")
     for note in [*data.notes, *(note for case in cases for note in case.notes)]:
         print(f"Note: {note}.")
-    print("\n".join(_bundle_lines(data, Path(bundles))), end="\n\n")
+    print("\n".join(_bundle_lines(data, cases, Path(bundles))), end="\n\n")
     if faults:
         print(f"{len(faults)} fault{'s' * (len(faults) > 1)}:")
         print("\n".join(f"  {number}. {fault}" for number, fault in enumerate(faults, 1)))
@@ -51,25 +55,26 @@ def check(
     print(f"No faults found in {len(cases)} cases.")
 
 
-def _bundle_lines(data: SegmentationData, bundles: Path) -> list[str]:
+def _bundle_lines(data: SegmentationData, cases: list[Case], bundles: Path) -> list[str]:
     """One line a bundle: whether the data meet what its train.yaml needs."""
     lines = []
     for path in sorted(bundles.glob("*/configs/train.yaml")):
-        needs = _needs(path)
+        needs, spatial_dims = _needs(path)
         unmet = [fault.what.removeprefix("the method ") for fault in contract.missing_needs(data, needs)]
+        unmet += [fault.what for fault in other_axes(data, cases, spatial_dims)]
         lines.append(f"Bundle {path.parts[-3]}: " + (f"does not fit: {'; '.join(unmet)}" if unmet else "fits"))
     return lines or [f"No bundle found in {bundles}."]
 
 
-def _needs(path: Path) -> list[str]:
+def _needs(path: Path) -> tuple[list[str], int | None]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         needs = config["data"]["needs"]
         if isinstance(needs, str):  # a reference to a top-level list
             needs = config[needs.removeprefix("@")]
     except (KeyError, TypeError):
-        return []
-    return [need for need in needs if need in contract.NEEDS]
+        return [], None
+    return [need for need in needs if need in contract.NEEDS], config["data"].get("spatial_dims")
 
 
 def split(
@@ -137,16 +142,50 @@ def convert(kind: str, source: str, output: str, **options: Any) -> None:
 
     if kind not in CONVERTERS:
         raise DataError([Fault("convert", f"unknown kind {kind!r}", f"use one of {', '.join(CONVERTERS)}")])
+    known = list(inspect.signature(CONVERTERS[kind]).parameters)[2:]
+    for name in options:
+        if name not in known:
+            fix = f"leave it out; it has {', '.join(f'--{name}' for name in known) or 'none'}"
+            raise DataError([Fault(f"--{name}", f"is no option of {kind}", fix)])
     folder = CONVERTERS[kind](str(source), str(output), **options)
     print(f"Converted data set in {folder}. Next: python -m common.data check {folder}")
 
 
+@dataclass
+class _Call:
+    """A command and what it was given."""
+
+    _command: Callable[..., None]
+    _given: tuple[Any, ...]
+    _options: dict[str, Any]
+
+
+def _postpone(command: Callable[..., None]) -> Callable[..., _Call]:
+    """The command, which is only noted: Fire would run it first and then find that an argument is left over."""
+
+    @functools.wraps(command)
+    def note(*given: Any, **options: Any) -> _Call:
+        return _Call(command, given, options)
+
+    return note
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; faults are printed in plain words and give exit status 1."""
-    commands = {"check": check, "split": split, "phantom": make, "corrupt": corrupt, "convert": convert}
+    commands: dict[str, Callable[..., None]] = {
+        "check": check,
+        "split": split,
+        "phantom": make,
+        "corrupt": corrupt,
+        "convert": convert,
+    }
     given = sys.argv[1:] if arguments is None else arguments
+    postponed = {name: _postpone(command) for name, command in commands.items()}
+    call = fire.Fire(postponed, command=join_pairs(given), name="python -m common.data", serialize=lambda _: "")
+    if not isinstance(call, _Call):
+        return
     try:
-        fire.Fire(commands, command=join_pairs(given), name="python -m common.data")
+        call._command(*call._given, **call._options)
     except (DataError, OSError) as error:  # OSError: a full disk, a folder that may not be written to
         print(error, file=sys.stderr)
         sys.exit(1)

@@ -61,19 +61,35 @@ class Case:
         return str(image[0] if isinstance(image, list) else image)
 
 
-def check_records(data: SegmentationData, in_channels: int | None = None) -> list[Fault]:
+def check_records(
+    data: SegmentationData, in_channels: int | None = None, spatial_dims: int | None = None
+) -> list[Fault]:
     """Open every file of a data set and look for faults; notes are added to ``data.notes``.
 
     Args:
         data: the data set.
         in_channels: image channels of the network, None for any number.
+        spatial_dims: axes that images must have, None for any number.
 
     Returns:
         all faults.
     """
     cases = inspect_cases(data, in_channels)
     data.notes += [note for case in cases for note in case.notes]
-    return [fault for case in cases for fault in case.faults] + compare_cases(data, cases, in_channels)
+    faults = [fault for case in cases for fault in case.faults] + compare_cases(data, cases, in_channels)
+    return faults + other_axes(data, cases, spatial_dims)
+
+
+def other_axes(data: SegmentationData, cases: list[Case], spatial_dims: int | None) -> list[Fault]:
+    """A fault for the first image that has not as many axes as the bundle takes; None takes any number."""
+    for case in cases:
+        if spatial_dims is not None and case.shape is not None and len(case.shape) != spatial_dims:
+            what = f"has {len(case.shape)} axes, the bundle takes {spatial_dims}D images"
+            fix = (
+                "store slices as a volume, or one slice as a volume of depth 1" if spatial_dims == 3 else "store slices"
+            )
+            return [Fault(_where(data, case.image, case, "image"), what, fix)]
+    return []
 
 
 def inspect_cases(data: SegmentationData, in_channels: int | None = None) -> list[Case]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..errors import tell_the_cause_last
 from ..runs import first_rank_first
 from .checks import check_records
 from .faults import DataError, Fault
@@ -109,6 +111,7 @@ def open_data(
     needs: Sequence[str] = (),
     num_classes: int | None = None,
     in_channels: int | None = None,
+    spatial_dims: int | None = None,
     phantom: str = "noisy",
     phantom_dir: str | os.PathLike[str] = "data/phantom",
     check: bool = True,
@@ -121,6 +124,7 @@ def open_data(
         needs: what the method needs, from :data:`NEEDS`.
         num_classes: classes of the network, background included; None takes any number.
         in_channels: image channels of the network; None takes any number.
+        spatial_dims: axes of the images that the bundle takes; None takes any number.
         phantom: kind of phantom, see :func:`make_phantom`.
         phantom_dir: folder that holds one folder for each kind of phantom.
         check: also open every file; without it only the JSON is checked.
@@ -141,7 +145,7 @@ def open_data(
     faults += missing_needs(data, needs)
     faults += compare_classes(data, num_classes, datalist)
     if check:
-        faults += check_records(data, in_channels)
+        faults += check_records(data, in_channels, spatial_dims)
     if faults:
         raise DataError(faults, str(data.root / datalist))
     for note in data.notes:
@@ -159,6 +163,7 @@ class LazyData:
     """
 
     def __init__(self, **arguments: Any) -> None:
+        tell_the_cause_last()
         self._arguments = arguments
 
     def __getattr__(self, name: str) -> Any:
@@ -272,8 +277,8 @@ def missing_needs(data: SegmentationData, needs: Sequence[str]) -> list[Fault]:
     faults = [_unmet(need) for need in needs if not met.get(need, True)]
     if not data.validation and ("validation" in needs or data.training):
         fix = (
-            f"`python -m common.data split {data.root} --fraction 0.2 --seed 0` writes dataset_split.json with one, by "
-            "group; then use --datalist dataset_split.json"
+            f"`python -m common.data split {shlex.quote(str(data.root))} --fraction 0.2 --seed 0` writes "
+            "dataset_split.json with one, by group; then use --datalist dataset_split.json"
         )
         what = "there is no `validation` section, so training cannot tell its best state"
         faults.append(Fault("validation", what, fix))

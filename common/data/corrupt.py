@@ -219,6 +219,8 @@ def corrupt(
         needed = "2 are needed: one to corrupt and one to keep" if defect.spared else "1 is needed"
         what = f"{len(candidates)} records with a clean label, {needed}"
         raise fault(f"{root / datalist}/training", what, "add labelled records")
+    if not isinstance(seed, int) or seed < 0:
+        raise fault("--seed", f"is {seed!r}", "use a whole number of 0 or more")
     rng = np.random.default_rng(seed)
     count = min(max(round(share * len(candidates)), 1), len(candidates) - defect.spared)
     chosen = sorted(rng.permutation(len(candidates))[:count].tolist())
@@ -307,7 +309,7 @@ def _corrupt_files(
 
 def _place_files(root: Path, listing: dict[str, Any], folder: Path) -> None:
     for section in SECTIONS:
-        for record in listing.get(section, []):
+        for record in listing.get(section) or []:
             for key in PATH_KEYS:
                 value = record.get(key)
                 for name in [] if value is None else [value] if isinstance(value, str) else value:
@@ -353,7 +355,7 @@ def _read_list(path: Path) -> dict[str, Any]:
     if not isinstance(listing.get("training"), list):
         raise fault(path, "has no list `training`", "add the records of the cases to train on")
     for section in SECTIONS:
-        for record in listing.get(section, []):
+        for record in listing.get(section) or []:
             if not isinstance(record, dict) or "image" not in record:
                 raise fault(f"{path}/{section}", f"the record {record!r} has no image", "add the image's path")
             for key in PATH_KEYS:

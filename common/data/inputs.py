@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .contract import open_data
+from ..errors import tell_the_cause_last
+from .checks import check_records
+from .contract import SegmentationData, open_data
 from .faults import DataError, Fault
 from .meta import shared_names
 
@@ -19,28 +21,40 @@ def images_to_segment(
     datalist: str | os.PathLike[str] | None = None,
     phantom: str = "noisy",
     phantom_dir: str | os.PathLike[str] = "data/phantom",
+    in_channels: int | None = None,
+    spatial_dims: int | None = None,
+    output_dir: str | os.PathLike[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """List the images to segment.
+    """List the images to segment, all of them opened and checked.
 
     Args:
         dataset_dir: a NIfTI file, or a folder whose NIfTI files are all taken.
-        datalist: a NIfTI file, or a JSON: a list of paths or records, or a data set, of which ``test`` is taken. Paths
-            are relative to ``dataset_dir`` if that is given, else to the JSON.
+        datalist: a NIfTI file, or a JSON: a list of paths or records, or a data set, of which ``test`` is taken; looked
+            for in ``dataset_dir`` first. Paths are relative to ``dataset_dir`` if that is given, else to the JSON.
         phantom: kind of phantom whose ``test`` section is taken when nothing else is given.
         phantom_dir: where the phantom is.
+        in_channels: image channels of the network; None takes any number.
+        spatial_dims: axes that images must have; None takes any number.
+        output_dir: where results go; of a folder of images, what is in there is left out.
 
     Returns:
         records with ``image``: an absolute path, or a list of them for several channels.
 
     Raises:
-        DataError: when a file is missing, no image is found, or two images share a name: results are named by it.
+        DataError: when a file is missing or faulty, no image is found, or two images share a name: results are named
+            by it.
     """
-    records = _list(dataset_dir, datalist, phantom, phantom_dir)
+    tell_the_cause_last()
+    records = _list(dataset_dir, datalist, phantom, phantom_dir, output_dir)
     shared = shared_names(record["image"] for record in records)
     if shared:
         what = "several images have this name, and the result of one would overwrite that of another"
         fix = "rename them, or segment their folders one at a time"
         raise DataError([Fault(name, f"{what}: {', '.join(images[:3])}", fix) for name, images in shared.items()])
+    images = [{"image": record["image"], "group": str(record["image"])} for record in records]
+    data = SegmentationData(Path.cwd(), "images", {}, test=images)
+    if faults := check_records(data, in_channels, spatial_dims):
+        raise DataError(faults)
     return records
 
 
@@ -49,9 +63,11 @@ def _list(
     datalist: str | os.PathLike[str] | None,
     phantom: str,
     phantom_dir: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str] | None,
 ) -> list[dict[str, Any]]:
     if datalist is not None and not str(datalist).endswith(NIFTI):
-        return _from_json(Path(datalist), dataset_dir)
+        listed = None if dataset_dir is None else Path(dataset_dir) / datalist  # as training names its JSON
+        return _from_json(listed if listed is not None and listed.is_file() else Path(datalist), dataset_dir)
     source = datalist if datalist is not None else dataset_dir
     if source is None:
         return open_data(None, phantom=phantom, phantom_dir=phantom_dir).section("test")
@@ -62,7 +78,8 @@ def _list(
         )
     # names that begin with a dot are no images: macOS leaves such beside every file, and so does an unfinished output
     inside = sorted(p for p in path.rglob("*") if p.name.endswith(NIFTI) and not p.name.startswith("."))
-    found = [path] if path.is_file() else inside
+    results = None if output_dir is None else Path(output_dir).absolute()
+    found = [path] if path.is_file() else [p for p in inside if results is None or not p.is_relative_to(results)]
     if not found or not found[0].name.endswith(NIFTI):
         raise DataError([Fault(str(source), "no NIfTI image here", "give a file that ends in .nii or .nii.gz")])
     return [{"image": str(image)} for image in found]

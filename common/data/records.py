@@ -50,6 +50,15 @@ def normalise_labels(labels: Any, where: str, faults: list[Fault]) -> dict[int, 
         what = f"label values are {values}, they must count 0, 1, 2, ... without gap or repetition (0: background)"
         faults.append(Fault(where, what, "renumber the values in the JSON and in the label files"))
         return {}
+    names = [str(name) for _, name in pairs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        faults.append(Fault(where, f"`labels` names {', '.join(twice)} more than once", "give each value its own name"))
+        return {}
+    if "ignore" in names:
+        what = "`labels` holds nnU-Net's `ignore`, which would become a structure of its own"
+        fix = "remove it, and give files with ignored voxels as `scribble`; `python -m common.data convert nnunet` does"
+        faults.append(Fault(where, what, fix))
+        return {}
     return {value: str(name) for value, name in sorted(pairs)}
 
 

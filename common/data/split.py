@@ -50,10 +50,14 @@ def split(
     if folds is not None and fraction is not None:
         raise DataError([Fault("--fraction", "does not go with --folds", "give one of them")])
     fraction = 0.2 if fraction is None else fraction
-    if not 0 < fraction < 1:
-        raise DataError([Fault("--fraction", f"is {fraction}", "use a number above 0 and below 1, such as 0.2")])
+    if not isinstance(seed, int) or seed < 0:
+        raise DataError([Fault("--seed", f"is {seed!r}", "use a whole number of 0 or more")])
+    if not isinstance(fraction, float) or not 0 < fraction < 1:
+        raise DataError([Fault("--fraction", f"is {fraction!r}", "use a number above 0 and below 1, such as 0.2")])
     content = load_json(root, datalist)
     data, faults = read_data(root, datalist)
+    if not data.training and not faults:
+        faults.append(Fault(datalist, "has no `training` section to draw from", "add one"))
     if data.validation:
         faults.append(Fault(datalist, "has a `validation` section already", "use it as it is, nothing is to be split"))
     for target in targets:

@@ -69,7 +69,14 @@ class SegmentationAndUncertaintyd(MapTransform):
 
 
 class _AtomicNiftiWriter(NibabelWriter):
-    """MONAI's NIfTI writer whose files are there complete or not at all."""
+    """MONAI's NIfTI writer whose files are there complete or not at all, and keep an image's axes of one voxel."""
+
+    data_obj: Any
+
+    def set_data_array(self, data_array: Any, *args: Any, **kwargs: Any) -> None:
+        super().set_data_array(data_array, *args, **{**kwargs, "squeeze_end_dims": False})
+        if self.data_obj.shape[-1] == 1:  # one channel is no axis
+            self.data_obj = self.data_obj[..., 0]
 
     def write(self, filename: Any, verbose: bool = False, **kwargs: Any) -> None:
         with atomic_path(filename) as temporary:

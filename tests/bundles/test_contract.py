@@ -229,7 +229,8 @@ def awkward(bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_awkward_data_go_through(bundle: Any, awkward: Path, tmp_path: Path) -> None:
     """Patches that are not square, a record without label, images and labels of different names."""
-    folders: dict[str, Any] = {"dataset_dir": str(awkward), "ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path)}
+    folders: dict[str, Any] = {"dataset_dir": str(awkward), "output_dir": str(tmp_path)}
+    folders["ckpt_dir"] = str(tmp_path / "models")
     sizes: dict[str, Any] = {"patch_size": [16, 32, 16], "slice_size": [16, 32]}
     folders |= {key: size for key, size in sizes.items() if key in bundle.train}
     small = bundle.small_network

@@ -237,3 +237,34 @@ def test_the_module_runs_as_typed(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert result.stderr.strip().endswith("Fix: give the folder that holds the data set's JSON.")
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("left", [["--fold", "5"], ["--sed", "3"], ["0.2", "1", "3", "a.json", "dataset.json", "7"]])
+def test_what_is_left_over_is_refused_before_anything_is_written(left: list[str], tmp_path: Path) -> None:
+    write_groups(tmp_path, dict.fromkeys("abcdefgh", 1))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit) as caught:
+        main(["split", str(tmp_path), *left])
+    assert caught.value.code == 2 and sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seed", "-1"], "--seed: is -1. Fix: use a whole number of 0 or more"),
+        (["--fraction", "20%"], "--fraction: is '20%'. Fix: use a number above 0 and below 1"),
+    ],
+)
+def test_values_of_no_use_are_told(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_groups(tmp_path, dict.fromkeys("abcdefgh", 1))
+    with pytest.raises(SystemExit):
+        main(["split", str(tmp_path), *options])
+    assert message in capsys.readouterr().err
+
+
+def test_an_option_that_a_converter_lacks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["convert", "nnunet", str(tmp_path), str(tmp_path / "out"), "--foo", "1"])
+    assert "--foo: is no option of nnunet" in capsys.readouterr().err

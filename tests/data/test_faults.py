@@ -253,6 +253,8 @@ JSON_FAULTS: dict[str, tuple[Break, str]] = {
     "labels with a gap": (top("labels", {"0": "background", "2": "organ"}), r"label values are \[0, 2\]"),
     "labels without 0": (top("labels", {"1": "organ"}), r"label values are \[1\], they must count 0, 1"),
     "labels that repeat": (top("labels", {"a": 0, "b": 1, "c": 1}), r"without gap or repetition"),
+    "one name twice": (top("labels", {"0": "a", "1": "b", "2": "b"}), r"`labels` names b more than once"),
+    "ignore": (top("labels", {"a": 0, "b": 1, "ignore": 2}), r"`labels` holds nnU-Net's `ignore`"),
     "labels of words": (top("labels", {"a": "b"}), r"`labels` has keys that are no whole numbers: 'a'"),
     "regions": (top("labels", {"background": 0, "all": [1, 2]}), r"regions of nnU-Net"),
     "unlabelled is a label": (top("scribble_unlabelled_value", 1), r"1 is also the label value of 'organ'"),

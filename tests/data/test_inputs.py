@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from common.data import DataError, images_to_segment
@@ -17,9 +19,17 @@ def folder(tmp_path: Path) -> Path:
     """Two images, one in a folder below, beside files that are none."""
     root = tmp_path / "images"
     (root / "below").mkdir(parents=True)
-    for name in ("b.nii.gz", "below/a.nii", "notes.txt", "._b.nii.gz", ".writing-x.nii.gz"):
+    for name in ("notes.txt", "._b.nii.gz", ".writing-x.nii.gz"):
         (root / name).write_bytes(b"")
+    for name in ("b.nii.gz", "below/a.nii"):
+        save(root / name)
     return root
+
+
+def save(path: Path, shape: tuple[int, ...] = (4, 4, 3), broken: bool = False) -> None:
+    voxels = np.random.default_rng(len(path.name)).normal(size=shape).astype(np.float32)
+    voxels[0] = np.nan if broken else voxels[0]
+    nib.save(nib.Nifti1Image(voxels, np.diag([1.0, 1.0, 2.0, 1.0])), path)
 
 
 def write(path: Path, content: Any) -> Path:
@@ -65,19 +75,20 @@ def test_several_channels(folder: Path) -> None:
     assert names(images_to_segment(datalist=path)) == [[str(folder / "b.nii.gz"), str(folder / "below" / "a.nii")]]
 
 
-def test_the_phantom_when_there_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_phantom_when_there_is_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
     class Data:
         def section(self, name: str) -> list[dict[str, str]]:
-            return [{"image": name}]
+            return [{"image": str(folder / "b.nii.gz"), "name": name}]
 
     def open_data(*args: Any, **kwargs: Any) -> Data:
         asked.append((args, kwargs))
         return Data()
 
     monkeypatch.setattr(module, "open_data", open_data)
-    assert images_to_segment(phantom="raters", phantom_dir=tmp_path) == [{"image": "test"}]
+    (record,) = images_to_segment(phantom="raters", phantom_dir=tmp_path)
+    assert record["name"] == "test"
     assert asked == [((None,), {"phantom": "raters", "phantom_dir": tmp_path})]
 
 
@@ -142,3 +153,30 @@ def test_two_endings_are_one_name(folder: Path) -> None:
     (folder / "b.nii").write_bytes(b"")
     with pytest.raises(DataError, match="several images have this name"):
         images_to_segment(folder)
+
+
+@pytest.mark.parametrize(
+    ("shape", "broken", "message"),
+    [
+        ((4, 4, 3), True, "c.nii.gz .*: has 12 voxels that are NaN or infinite"),
+        ((4, 4), False, "c.nii.gz .*: has 2 axes, the bundle takes 3D images. Fix: store slices as a volume"),
+        ((4, 4, 3, 2), False, "c.nii.gz .*: has a fourth axis of length 2 that nothing declares"),
+    ],
+)
+def test_a_faulty_image_is_told_before_any_is_segmented(
+    shape: tuple[int, ...], broken: bool, message: str, folder: Path
+) -> None:
+    save(folder / "c.nii.gz", shape, broken)
+    with pytest.raises(DataError, match=message):
+        images_to_segment(folder, in_channels=1, spatial_dims=3)
+
+
+def test_results_among_the_images_are_no_images(folder: Path) -> None:
+    (folder / "out" / "b").mkdir(parents=True)
+    save(folder / "out" / "b" / "b_pred.nii.gz")
+    assert len(images_to_segment(folder, output_dir=folder / "out")) == 2
+
+
+def test_a_list_is_looked_for_in_the_data_set_first(folder: Path) -> None:
+    write(folder / "list.json", ["b.nii.gz"])
+    assert names(images_to_segment(folder, "list.json")) == [str(folder / "b.nii.gz")]

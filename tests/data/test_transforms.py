@@ -204,3 +204,11 @@ def test_a_map_is_called_after_its_image(tmp_path: Path) -> None:
     assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.nii.gz")] == [
         "case_1_0000/case_1_0000_label.nii.gz"
     ]
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 4, 1), (1, 1, 4, 3), (2, 5, 4, 1)])
+def test_axes_of_one_voxel_are_kept(shape: tuple[int, ...], tmp_path: Path) -> None:
+    image = MetaTensor(torch.rand(shape), meta={"filename_or_obj": "flat.nii.gz"})
+    SaveNiftid("pred", str(tmp_path), "pred")({"pred": image})
+    saved = nib.Nifti1Image.from_filename(tmp_path / "flat" / "flat_pred.nii.gz")
+    assert saved.shape == (shape[1:] if shape[0] == 1 else (*shape[1:], shape[0]))

@@ -23,6 +23,7 @@ from common.files import atomic_path
 from common.metrics import write_rows
 from common.report import case_legend, draw_case
 from common.report_cases import draw_caption, draw_scale_bar, load_case
+from common.runs import start_results
 
 from .audit import auroc, disagreement, mean_dice, near_foreground, propose_label, suspicion, volumes
 
@@ -89,6 +90,7 @@ class LabelAudit:
 
     def run(self) -> None:
         """Audit every case and write the results."""
+        start_results(self.folder)
         scores: dict[str, float] = {}
         for record in tqdm(self.records, desc="Auditing labels"):
             item = self.preprocessing(record)

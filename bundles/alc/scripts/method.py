@@ -10,6 +10,7 @@ from torch import nn
 from common.losses import mean_segmentation_loss
 from common.method import LossTerm, Method, MethodOutput, Progress
 from common.schedules import gaussian_ramp_up
+from common.settings import switch
 from common.teacher import Teacher
 
 from .losses import consistency_loss, mean_probability, refine_labels, sample_uncertainty, select_most_certain
@@ -71,7 +72,7 @@ class AdaptiveLabelCorrection(Method):
         self.consistency = consistency
         self.ramp_scale = ramp_scale
         self.ramp_length = ramp_length
-        self.refine = refine
+        self.refine = switch(refine, "refine")
 
     def forward(self, batch: dict[str, Any], progress: Progress) -> MethodOutput:
         """Loss terms of a batch.

@@ -12,6 +12,7 @@ from common.method import LossTerm, Method, MethodOutput, Progress
 from common.networks.attention import SpatialSelfAttention, recorded_scores
 from common.ops.energy import pairwise_window_energy
 from common.ops.similarity import attentive_similarity_loss
+from common.settings import switch
 
 from .losses import entropy, mumford_shah, partial_cross_entropy, partial_dice
 from .transforms import FIRST_CLASS, OUTSIDE, UNLABELLED
@@ -69,7 +70,7 @@ class AttenScribble(Method):
         if crf_mask not in ("unlabelled", "image"):
             raise ValueError(f"crf_mask must be unlabelled or image, got {crf_mask!r}.")
         self.radius, self.sigma_position, self.sigma_intensity = radius, sigma_position, sigma_intensity
-        self.crf_mask, self.mask_neighbours = crf_mask, mask_neighbours
+        self.crf_mask, self.mask_neighbours = crf_mask, switch(mask_neighbours, "mask_neighbours")
         self.similarity: nn.Linear | None = None
         if attentive_weight > 0.0:
             blocks = [module for module in network.modules() if isinstance(module, SpatialSelfAttention)]

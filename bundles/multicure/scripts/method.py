@@ -11,6 +11,7 @@ from torch.nn import functional
 from common.losses import mean_segmentation_loss
 from common.method import LossTerm, Method, MethodOutput, Progress
 from common.schedules import gaussian_ramp_up
+from common.settings import switch
 from common.teacher import Teacher
 
 from .losses import (
@@ -99,9 +100,9 @@ class MultiCURE(Method):
         self.schedule = schedule
         self.separation = separation
         self.temperature = temperature
-        self.printed_denominator = printed_denominator
+        self.printed_denominator = switch(printed_denominator, "printed_denominator")
         self.max_voxels = max_voxels
-        self.mutual = mutual
+        self.mutual = switch(mutual, "mutual")
         if contrastive > 0.0:  # else its weights would wait in vain for a gradient
             widths = tuple(network.base_filters * 2**level for level in range(3))
             self.deep_features = DeepFeatures(network.spatial_dims, widths, feature_channels)

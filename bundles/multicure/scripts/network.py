@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from common.networks.vnet import VNet, VNetDecoder, check_size
 from common.ops.deformable import DeformableConv
+from common.settings import switch
 
 BLOCKS = (3, 4, 6, 3)  # of ResNet-34, from 1/2 to 1/16 of the resolution
 OUTPUTS = ("both", "predictive", "auxiliary")
@@ -84,6 +85,7 @@ class MultiCURENet(nn.Module):
         self.threshold = threshold
         self.output = output
         self.predictive = VNet(spatial_dims, in_channels, out_channels, base_filters, dropout)
+        multicure = switch(multicure, "multicure")
         self.auxiliary = ResNetVNet(spatial_dims, in_channels, out_channels, base_filters, dropout, multicure)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:

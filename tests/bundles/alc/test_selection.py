@@ -106,3 +106,7 @@ def test_one_pass_cannot_select() -> None:
         AdaptiveLabelCorrection(ByBrightness(), passes=1)
     AdaptiveLabelCorrection(ByBrightness(), passes=1, selected_fraction=1.0)
     AdaptiveLabelCorrection(ByBrightness(), passes=1, alpha=0.0, beta=0.0)
+
+
+def test_the_word_false_from_the_command_line_is_no() -> None:
+    assert AdaptiveLabelCorrection(ByBrightness(), refine="false").refine is False  # type: ignore[arg-type]
