@@ -26,6 +26,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import zipfile
@@ -41,6 +42,17 @@ IMAGES = (".png", ".jpg", ".svg")  # of the documentation
 STAND_ALONE = ("train", "inference")  # configs that hold the settings; others go on top of them
 TARGET = "_common"  # package inside `scripts` that holds the copy of `common`
 FILE_MACRO = re.compile(r"^%(?P<file>[^:#]+\.(?:ya?ml|json))(?:(?:::|#)(?P<id>.+))?$")
+# what annotation servers do with an export first of all; in its folder, by a process that knows nothing else
+TRY_WEIGHTS = """
+import sys
+import torch
+from monai.bundle import ConfigParser
+sys.path.insert(0, ".")
+parser = ConfigParser()
+parser.read_config("configs/inference.yaml")
+state = torch.load("models/model.pt", map_location="cpu", weights_only=True)
+parser.get_parsed_content("network_def").load_state_dict(state.get("model", state))
+"""
 MACRO_LINE = re.compile(
     r"^(?P<indent> *)(?P<key>(?:- )*[^\s#][^:]*:|(?:- )*-) +(?P<quote>[\"'])(?P<macro>%.+?)(?P=quote) *(#.*)?$"
 )
@@ -381,6 +393,16 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
+def _try_weights(folder: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", TRY_WEIGHTS], cwd=folder, capture_output=True, text=True)
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines()
+        raise ExportError(
+            f"the weights do not go into the network of inference.yaml ({said[-1].strip() if said else 'no reason'}). "
+            "Fix: give the overlay and the data set that they were trained with, by --overlay and --dataset_dir."
+        )
+
+
 def _find_weights(bundle: Path, weights: Path | None, without: bool) -> Path | None:
     if without:
         return None
@@ -430,6 +452,8 @@ def export_bundle(
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=output) as working:
         fresh, packed = Path(working) / name, Path(working) / archive.name
         export.write(fresh, shipped)
+        if shipped is not None:
+            _try_weights(fresh)
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
             for path in sorted(fresh.rglob("*")):
                 file.write(path, path.relative_to(working))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from ci.export_bundle import ROOT, ExportError, export_bundle, flatten_macros, set_keys
@@ -38,6 +39,7 @@ FILES = {
         "train:\n  handlers:\n  - _target_: common.losses.loss\n"
     ),
     "bundles/toy/configs/inference.yaml": (
+        "network_def:\n  _target_: torch.nn.Linear\n  in_features: 2\n  out_features: 1\n"
         'net: "%bundles/toy/configs/train.yaml::net"\n'
         'nested:\n  size: "%bundles/toy/configs/train.yaml#net#sizes#1"\n'
         'handlers:\n- "%bundles/toy/configs/train.yaml::train::handlers::0"\n- _target_: Other\n'
@@ -84,6 +86,7 @@ def test_configs_stand_alone(exported: Path) -> None:
     train = (exported / "configs" / "train.yaml").read_text()
     assert train.startswith("bundle_root: . # here\n# python -m monai.bundle run --config_file configs/train.yaml\n")
     assert yaml.safe_load((exported / "configs" / "inference.yaml").read_text()) == {
+        "network_def": {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 1},
         "net": {"_target_": "scripts.method.Net", "sizes": [1, 2]},
         "nested": {"size": 2},
         "handlers": [{"_target_": "scripts._common.losses.loss"}, {"_target_": "Other"}],
@@ -99,13 +102,20 @@ def test_documentation_points_to_what_is_there(exported: Path) -> None:
 
 
 def test_zip_holds_the_folder_and_the_weights(repository: Path, tmp_path: Path) -> None:
-    (tmp_path / "best.pt").write_bytes(b"weights")
+    torch.save(torch.nn.Linear(2, 1).state_dict(), tmp_path / "best.pt")
     folder, archive = export_bundle("toy", tmp_path / "out", weights=tmp_path / "best.pt", root=repository)
     assert archive.name == "toy_v1.2.3.zip"
     with zipfile.ZipFile(archive) as file:
-        assert file.read("toy/models/model.pt") == b"weights"
+        assert file.read("toy/models/model.pt") == (tmp_path / "best.pt").read_bytes()
         names = {name for name in file.namelist() if not name.endswith("/")}
     assert names == {f"toy/{path.relative_to(folder).as_posix()}" for path in folder.rglob("*") if path.is_file()}
+
+
+def test_weights_of_another_network_are_refused(repository: Path, tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(3, 1).state_dict(), tmp_path / "other.pt")
+    with pytest.raises(ExportError, match=r"do not go into the network .*size mismatch.*--overlay and --dataset_dir"):
+        export_bundle("toy", tmp_path / "out", weights=tmp_path / "other.pt", root=repository)
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def write(name: str, content: str) -> Callable[[Path], object]:
