@@ -335,8 +335,7 @@ def _draw_page(
 
 def _subtitle(summary: Summary) -> str:
     """The result in one line."""
-    overall = [row for row in summary.rows if row["metric"] == "dice"]
-    row = overall[-1]
+    row = [row for row in summary.rows if row["metric"] == "dice"][-1]
     text = f"{summary.cases} cases  ·  Dice {row['mean']:.3f}, 95% interval [{row['lo']:.3f}, {row['hi']:.3f}]"
     return f"{text}  ·  structures missed: {len(summary.missed) or 'none'}"
 

@@ -46,7 +46,8 @@ def start_run(ckpt_dir: str | os.PathLike[str], output_dir: str | os.PathLike[st
     """Make the folders of a run ready, before anything is written to them.
 
     A new run sets aside what an earlier one left: copies of its weights go to ``ckpt_dir/previous/<time>`` (the
-    weights themselves stay until better ones replace them, as a server may be using them) and its logs move along.
+    weights themselves stay until better ones replace them, as a server may be using them); its logs and results move
+    along.
 
     Args:
         ckpt_dir: folder of the weights.
@@ -84,7 +85,7 @@ def _set_aside(ckpt_dir: Path, output_dir: Path) -> None:
     logs = [path for pattern in LOGS for path in sorted(output_dir.glob(pattern))]
     if not weights and not logs:
         return
-    logs += [table.parent for name in RESULTS for table in sorted(output_dir.glob(f"*/{name}"))]
+    logs += sorted({table.parent for name in RESULTS for table in output_dir.glob(f"*/{name}")})
     newest = max(path.stat().st_mtime for path in [*weights, *logs])
     previous = ckpt_dir / "previous" / datetime.fromtimestamp(newest).strftime(TIME)
     previous.mkdir(parents=True, exist_ok=True)

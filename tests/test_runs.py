@@ -191,3 +191,13 @@ def test_a_folder_that_cannot_be_written_to_shows_at_once(tmp_path: Path) -> Non
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         start_run(tmp_path / "file" / "models", tmp_path / "eval")
+
+
+def test_a_folder_with_results_of_both_kinds_moves_once(folders: tuple[Path, Path]) -> None:
+    leave_a_run(*folders)
+    (folders[1] / "all").mkdir()
+    for name in ("metrics.csv", "audit.csv"):
+        (folders[1] / "all" / name).write_text(name)
+    start_run(*folders)
+    (previous,) = (folders[0] / "previous").iterdir()
+    assert {path.name for path in (previous / "all").iterdir()} == {"metrics.csv", "audit.csv"}

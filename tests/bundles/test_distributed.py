@@ -13,11 +13,8 @@ import pytest
 import torch
 
 from common.data import make_phantom
+from tests.bundles.conftest import ONE_BUNDLE_ALWAYS, ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
-NAMES = sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/metadata.json"))
-# half a minute each: the first bundle's in every run of the tests, the others' with -m slow
-ONE_BUNDLE_ALWAYS = [pytest.param(name, marks=[pytest.mark.slow] if name != NAMES[0] else []) for name in NAMES]
 # after training every process leaves what it holds
 DUMP = """
 training:

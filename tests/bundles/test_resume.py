@@ -12,10 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-NAMES = sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/metadata.json"))
-# half a minute each: the first bundle's in every run of the tests, the others' with -m slow
-ONE_BUNDLE_ALWAYS = [pytest.param(name, marks=[pytest.mark.slow] if name != NAMES[0] else []) for name in NAMES]
+from tests.bundles.conftest import ONE_BUNDLE_ALWAYS, ROOT
+
 EPOCHS, EPOCH_LENGTH = 3, 2
 KILLED_AT = 4  # the second iteration of the second epoch
 # nothing is caught, closed or flushed: what a power cut or the killer of memory hogs does
