@@ -181,7 +181,10 @@ def main(arguments: list[str] | None = None) -> None:
     }
     given = sys.argv[1:] if arguments is None else arguments
     postponed = {name: _postpone(command) for name, command in commands.items()}
-    call = fire.Fire(postponed, command=join_pairs(given), name="python -m common.data", serialize=lambda _: "")
+    shown = {
+        "serialize": lambda result: "" if isinstance(result, _Call) else result
+    }  # usage, where no command is given
+    call = fire.Fire(postponed, command=join_pairs(given), name="python -m common.data", **shown)
     if not isinstance(call, _Call):
         return
     try:

@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .faults import DataError, Fault
-from .output import fault, new_folder, place, write_json
+from .output import check_seed, fault, new_folder, place, write_json
 from .records import PATH_KEYS, SECTIONS, normalise_labels
 from .scribbles import MARGIN, apply_scribbles, sample_scribbles
 from .simulators import apply_noise, sample_noise, settle_noise
@@ -219,8 +219,7 @@ def corrupt(
         needed = "2 are needed: one to corrupt and one to keep" if defect.spared else "1 is needed"
         what = f"{len(candidates)} records with a clean label, {needed}"
         raise fault(f"{root / datalist}/training", what, "add labelled records")
-    if not isinstance(seed, int) or seed < 0:
-        raise fault("--seed", f"is {seed!r}", "use a whole number of 0 or more")
+    check_seed(seed)
     rng = np.random.default_rng(seed)
     count = min(max(round(share * len(candidates)), 1), len(candidates) - defect.spared)
     chosen = sorted(rng.permutation(len(candidates))[:count].tolist())

@@ -19,6 +19,12 @@ def fault(where: str | os.PathLike[str], what: str, fix: str) -> DataError:
     return DataError([Fault(os.fspath(where), what, fix)])
 
 
+def check_seed(seed: object) -> None:
+    """Raise a :class:`DataError` unless the seed is one that NumPy takes."""
+    if not isinstance(seed, int) or seed < 0:
+        raise fault("--seed", f"is {seed!r}", "use a whole number of 0 or more")
+
+
 @contextmanager
 def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder beside ``path`` that becomes it on success and is removed on error.

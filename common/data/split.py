@@ -10,7 +10,7 @@ import numpy as np
 from ..files import atomic_path
 from .contract import load_json, read_data
 from .faults import DataError, Fault
-from .output import write_json
+from .output import check_seed, write_json
 
 
 def split(
@@ -50,8 +50,7 @@ def split(
     if folds is not None and fraction is not None:
         raise DataError([Fault("--fraction", "does not go with --folds", "give one of them")])
     fraction = 0.2 if fraction is None else fraction
-    if not isinstance(seed, int) or seed < 0:
-        raise DataError([Fault("--seed", f"is {seed!r}", "use a whole number of 0 or more")])
+    check_seed(seed)
     if not isinstance(fraction, float) or not 0 < fraction < 1:
         raise DataError([Fault("--fraction", f"is {fraction!r}", "use a number above 0 and below 1, such as 0.2")])
     content = load_json(root, datalist)

@@ -268,3 +268,9 @@ def test_an_option_that_a_converter_lacks(tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(SystemExit):
         main(["convert", "nnunet", str(tmp_path), str(tmp_path / "out"), "--foo", "1"])
     assert "--foo: is no option of nnunet" in capsys.readouterr().err
+
+
+def test_without_a_command_there_is_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    main([])
+    shown = capsys.readouterr().out
+    assert all(f"     {command}\n" in shown for command in ("check", "split", "phantom", "corrupt", "convert"))
