@@ -222,9 +222,9 @@ def _read_overlays(paths: Iterable[Path]) -> dict[str, Any]:
 
 def _read_labels(dataset_dir: Path, datalist: str) -> dict[str, str]:
     sys.path.insert(0, str(ROOT))  # not there when this file is run as a script
-    from common.data.contract import load_json
-    from common.data.faults import DataError, Fault
-    from common.data.records import normalise_labels
+    from common.data.contract.dataset import load_json
+    from common.data.contract.faults import DataError, Fault
+    from common.data.contract.records import normalise_labels
 
     faults: list[Fault] = []
     try:

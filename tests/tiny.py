@@ -10,9 +10,9 @@ from monai.data import DataLoader, MetaTensor
 from torch import nn
 from torch.utils.data import Dataset
 
-from common.data.samplers import TwoStreamBatchSampler
-from common.method import LossTerm, Method, MethodOutput, Progress
-from common.trainer import MethodTrainer
+from common.data.loading.samplers import TwoStreamBatchSampler
+from common.training.method import LossTerm, Method, MethodOutput, Progress
+from common.training.trainer import MethodTrainer
 
 
 class TinyNetwork(nn.Module):

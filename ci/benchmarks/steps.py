@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from common.method import Method, Progress
+from common.training.method import Method, Progress
 
 PROGRESS = Progress(iteration=50, total=100)
 Step = Callable[[], None]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from .contract import DataError, LazyData, SegmentationData, open_data
-from .inputs import images_to_segment
-from .phantom import make_phantom
+from .contract.dataset import SegmentationData
+from .contract.faults import DataError
+from .contract.inputs import images_to_segment
+from .contract.open import LazyData, open_data
+from .simulation.phantom import make_phantom
 
 __all__ = ["DataError", "LazyData", "SegmentationData", "images_to_segment", "make_phantom", "open_data"]

@@ -13,14 +13,15 @@ from typing import Any
 import fire
 import yaml
 
-from . import contract, phantom
-from . import split as splitting
-from .checks import Case, compare_cases, inspect_cases, other_axes
-from .contract import SegmentationData
-from .corrupt import corrupt as corrupt_data
-from .corrupt import join_pairs
-from .faults import DataError, Fault
-from .fingerprint import format_fingerprint
+from .contract import dataset as contract
+from .contract import split as splitting
+from .contract.checks import Case, compare_cases, inspect_cases, other_axes
+from .contract.dataset import SegmentationData
+from .contract.faults import DataError, Fault
+from .contract.fingerprint import format_fingerprint
+from .simulation import phantom
+from .simulation.corrupt import corrupt as corrupt_data
+from .simulation.corrupt import join_pairs
 
 
 def check(

@@ -181,7 +181,8 @@ def listing(folder: Path, *names: str) -> Path:
 @pytest.mark.parametrize("name", BUNDLES)
 def test_settings_of_a_run_go_along(name: str, tmp_path: Path) -> None:
     overlay = tmp_path / "own.yaml"
-    overlay.write_text("dropout: 0.25\nin_channels: 2\nanswer: 42\ncommon_block: {_target_: common.schedules.ramp}\n")
+    block = "common_block: {_target_: common.training.schedules.ramp}"
+    overlay.write_text(f"dropout: 0.25\nin_channels: 2\nanswer: 42\n{block}\n")
     data = listing(tmp_path / "data", "background", "tumour", "oedema")
     exported, _ = export_bundle(name, tmp_path / "out", without_weights=True, overlay=[overlay], dataset_dir=data)
     train, inference = (
@@ -191,8 +192,8 @@ def test_settings_of_a_run_go_along(name: str, tmp_path: Path) -> None:
     assert (
         train["num_classes"] == inference["num_classes"] == 3 and train["in_channels"] == inference["in_channels"] == 2
     )
-    assert train["common_block"]["_target_"] == "scripts._common.schedules.ramp"
-    assert (exported / "scripts" / "_common" / "schedules.py").is_file()
+    assert train["common_block"]["_target_"] == "scripts._common.training.schedules.ramp"
+    assert (exported / "scripts" / "_common" / "training" / "schedules.py").is_file()
     metadata = json.loads((exported / "configs" / "metadata.json").read_text())["network_data_format"]
     assert metadata["outputs"]["pred"]["channel_def"] == {"0": "background", "1": "tumour", "2": "oedema"}
     assert metadata["outputs"]["pred"]["num_channels"] == 3 and metadata["inputs"]["image"]["num_channels"] == 2

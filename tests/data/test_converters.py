@@ -15,6 +15,7 @@ import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 
 from common.data import open_data
+from common.data.contract.faults import DataError
 from common.data.converters import (
     CONVERTERS,
     convert_decathlon,
@@ -25,7 +26,6 @@ from common.data.converters import (
 )
 from common.data.converters.dicom import read_dicom_series
 from common.data.converters.pancreas import read_label
-from common.data.faults import DataError
 
 SHAPE = (12, 10, 8)
 BRIGHT = (9, 2, 5)  # no axis alike, none in the middle

@@ -16,14 +16,14 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from common.data import DataError
-from common.data.faults import Fault
-from common.data.meta import case_name, voxel_size
-from common.data.transforms import SaveNiftid
+from common.data.contract.faults import Fault
+from common.data.contract.names import case_name, voxel_size
+from common.data.loading.transforms import SaveNiftid
+from common.evaluation.metrics import write_rows
+from common.evaluation.report.cases import draw_caption, draw_scale_bar, load_case
+from common.evaluation.report.page import case_legend, draw_case
 from common.files import atomic_path
-from common.metrics import write_rows
-from common.report import case_legend, draw_case
-from common.report_cases import draw_caption, draw_scale_bar, load_case
-from common.runs import start_results
+from common.training.runs import start_results
 
 from .audit import auroc, disagreement, mean_dice, near_foreground, propose_label, suspicion, volumes
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.losses import mean_segmentation_loss
-from common.method import LossTerm, Method, MethodOutput, Progress
-from common.schedules import gaussian_ramp_up
 from common.settings import switch
-from common.teacher import Teacher
+from common.training.losses import mean_segmentation_loss
+from common.training.method import LossTerm, Method, MethodOutput, Progress
+from common.training.schedules import gaussian_ramp_up
+from common.training.teacher import Teacher
 
 from .losses import consistency_loss, mean_probability, refine_labels, sample_uncertainty, select_most_certain
 

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from common.method import LossTerm, Method, MethodOutput, Progress
 from common.networks.attention import SpatialSelfAttention, recorded_scores
 from common.ops.energy import pairwise_window_energy
 from common.ops.similarity import attentive_similarity_loss
 from common.settings import switch
+from common.training.method import LossTerm, Method, MethodOutput, Progress
 
 from .losses import entropy, mumford_shah, partial_cross_entropy, partial_dice
 from .transforms import FIRST_CLASS, OUTSIDE, UNLABELLED

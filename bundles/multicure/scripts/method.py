@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from common.losses import mean_segmentation_loss
-from common.method import LossTerm, Method, MethodOutput, Progress
-from common.schedules import gaussian_ramp_up
 from common.settings import switch
-from common.teacher import Teacher
+from common.training.losses import mean_segmentation_loss
+from common.training.method import LossTerm, Method, MethodOutput, Progress
+from common.training.schedules import gaussian_ramp_up
+from common.training.teacher import Teacher
 
 from .losses import (
     contrastive_loss,

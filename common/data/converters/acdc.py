@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..output import fault, new_folder, place, write_json
-from .shared import below_test_folder, data_list, held_out_names, read_volume, source_folder, stem, write_volume
+from ..contract.output import fault, new_folder, place, write_json
+from .base import below_test_folder, data_list, held_out_names, read_volume, source_folder, stem, write_volume
 
 LABELS = {"0": "background", "1": "right ventricle", "2": "myocardium", "3": "left ventricle"}
 UNLABELLED = 4  # of the published scribbles

@@ -17,9 +17,9 @@ import pydicom
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from ..output import fault, new_folder, write_json
+from ..contract.output import fault, new_folder, write_json
+from .base import LPS_TO_RAS, below_test_folder, data_list, held_out_names, source_folder, write_volume
 from .dicom import read_dicom_series
-from .shared import LPS_TO_RAS, below_test_folder, data_list, held_out_names, source_folder, write_volume
 
 logger = logging.getLogger(__name__)
 

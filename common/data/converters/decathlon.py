@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..faults import DataError, Fault
-from ..output import fault, new_folder, place, write_json
-from ..records import normalise_labels
-from .shared import data_list, read_json, source_folder, stem
+from ..contract.faults import DataError, Fault
+from ..contract.output import fault, new_folder, place, write_json
+from ..contract.records import normalise_labels
+from .base import data_list, read_json, source_folder, stem
 
 
 def convert_decathlon(source: str, output: str, unlabelled: bool = False) -> Path:

@@ -9,8 +9,8 @@ import pydicom
 from pydicom.dataset import FileDataset
 from pydicom.errors import InvalidDicomError
 
-from ..output import fault
-from .shared import LPS_TO_RAS
+from ..contract.output import fault
+from .base import LPS_TO_RAS
 
 # greatest difference between slice distances, as a share of their mean
 UNEVEN = 0.02

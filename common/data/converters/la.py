@@ -11,8 +11,8 @@ import nrrd
 import numpy as np
 from tqdm import tqdm
 
-from ..output import fault, new_folder, write_json
-from .shared import (
+from ..contract.output import fault, new_folder, write_json
+from .base import (
     LPS_TO_RAS,
     below_test_folder,
     binary_mask,

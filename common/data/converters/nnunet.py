@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..faults import DataError, Fault
-from ..output import fault, new_folder, place, write_json
-from ..records import normalise_labels
-from .shared import NIFTI_ENDINGS, data_list, read_json, source_folder
+from ..contract.faults import DataError, Fault
+from ..contract.output import fault, new_folder, place, write_json
+from ..contract.records import normalise_labels
+from .base import NIFTI_ENDINGS, data_list, read_json, source_folder
 
 
 def convert_nnunet(source: str, output: str, unlabelled: bool = False) -> Path:

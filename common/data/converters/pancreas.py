@@ -29,9 +29,9 @@ import numpy as np
 from nibabel import orientations
 from tqdm import tqdm
 
-from ..output import fault, new_folder, write_json
+from ..contract.output import fault, new_folder, write_json
+from .base import NIFTI_ENDINGS, binary_mask, crop, data_list, held_out_names, source_folder, write_volume
 from .dicom import read_dicom_series
-from .shared import NIFTI_ENDINGS, binary_mask, crop, data_list, held_out_names, source_folder, write_volume
 
 logger = logging.getLogger(__name__)
 

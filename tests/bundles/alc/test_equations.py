@@ -23,7 +23,7 @@ from bundles.alc.scripts.losses import (
     select_most_certain,
 )
 from bundles.alc.scripts.method import AdaptiveLabelCorrection
-from common.method import MethodOutput, Progress
+from common.training.method import MethodOutput, Progress
 
 CLASSES = pytest.mark.parametrize("classes", [2, 4])
 SIZES = pytest.mark.parametrize("size", [(3, 4), (2, 3, 2)], ids=["2D", "3D"])

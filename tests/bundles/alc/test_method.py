@@ -13,8 +13,8 @@ from monai.data import MetaTensor, list_data_collate
 from torch import Tensor, nn
 
 from bundles.alc.scripts.method import AdaptiveLabelCorrection
-from common.method import MethodOutput, Progress
 from common.networks.vnet import VNet
+from common.training.method import MethodOutput, Progress
 
 TERMS = ("clean", "refined", "noisy", "consistency")
 HALFWAY = Progress(iteration=50, total=100)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bundles.alc.scripts.method import AdaptiveLabelCorrection
-from common.method import Progress
+from common.training.method import Progress
 
 HALFWAY = Progress(iteration=50, total=100)
 

@@ -8,9 +8,9 @@ import torch
 from bundles.attenscribble.scripts.losses import entropy, mumford_shah, partial_dice
 from bundles.attenscribble.scripts.method import AttenScribble, _several_classes
 from bundles.attenscribble.scripts.network import AttentiveUNet
-from common.method import MethodOutput, Progress
 from common.ops.energy import pairwise_window_energy
 from common.ops.similarity import attentive_similarity_loss
+from common.training.method import MethodOutput, Progress
 
 START = Progress(0, 10)
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from bundles.multicure.scripts.method import MeanTeacher
-from common.losses import segmentation_loss
-from common.method import MethodOutput, Progress
 from common.networks import VNet
+from common.training.losses import segmentation_loss
+from common.training.method import MethodOutput, Progress
 
 
 def make_method(**arguments: float) -> MeanTeacher:

@@ -12,8 +12,8 @@ from torch import Tensor
 from bundles.multicure.scripts.losses import pseudo_label_loss, xor_regularisation
 from bundles.multicure.scripts.method import MultiCURE
 from bundles.multicure.scripts.network import MultiCURENet
-from common.losses import segmentation_loss
-from common.method import MethodOutput, Progress
+from common.training.losses import segmentation_loss
+from common.training.method import MethodOutput, Progress
 
 PARTS = ("network.predictive.", "network.auxiliary.", "deep_features.")
 # whom each term teaches

@@ -1,0 +1,202 @@
+"""The data contract: one JSON in the decathlon manner, read and checked before anything is trained."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .faults import DataError, Fault
+from .records import SECTIONS, normalise_labels, parse_sections
+
+logger = logging.getLogger(__name__)
+
+#: what a bundle may ask of a data set, and the words for it
+NEEDS = {
+    "label": "training records with a `label`",
+    "clean": "training records with a clean `label` (label_quality: clean, the default)",
+    "noisy": "training records with `label_quality: noisy`",
+    "unlabelled": "training records without `label`, `labels` and `scribble`",
+    "raters": "training records with `labels` (the masks of several raters)",
+    "scribble": "training records with a `scribble`",
+    "validation": "a `validation` section in which every record has a `label`",
+}
+
+
+@dataclass
+class SegmentationData:
+    """A data set that was read and checked.
+
+    Records have absolute path strings, ``group`` filled in (default: the image path) and ``label_quality`` filled in
+    (default: ``clean``) where there is a ``label``. Keys that the contract does not know are kept.
+
+    Attributes:
+        root: folder of the JSON.
+        name: name of the data set.
+        labels: name of each label value; 0 is the background.
+        scribble_unlabelled_value: value of voxels without a scribble.
+        training: records.
+        validation: records.
+        test: records.
+        channels: names of image channels, empty if the JSON does not declare them.
+        notes: what is worth knowing but no fault.
+    """
+
+    root: Path
+    name: str
+    labels: dict[int, str]
+    scribble_unlabelled_value: int = 255
+    training: list[dict[str, Any]] = field(default_factory=list)
+    validation: list[dict[str, Any]] = field(default_factory=list)
+    test: list[dict[str, Any]] = field(default_factory=list)
+    channels: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, background included."""
+        return max(self.labels, default=0) + 1
+
+    def section(self, name: str, *keys: str) -> list[dict[str, Any]]:
+        """Records of ``training``, ``validation`` or ``test``.
+
+        Args:
+            name: of the section.
+            keys: leave out, with a note, records that have none of these keys; a fault if none is left.
+
+        Raises:
+            KeyError: another name.
+            DataError: no record is left.
+        """
+        if name not in SECTIONS:
+            raise KeyError(f"no section {name!r}: use one of {', '.join(SECTIONS)}")
+        listed = getattr(self, name)
+        if not keys:
+            return list(listed)
+        records = [record for record in listed if any(key in record for key in keys)]
+        wanted = " or ".join(f"`{key}`" for key in keys)
+        if not records:
+            what = f"the data set in {self.root} has no record with {wanted} here"
+            raise DataError([Fault(name, what, "add one to the JSON, or name another section with --section")])
+        if len(records) < len(listed):
+            logger.warning(f"{name}: {len(listed) - len(records)} of {len(listed)} records lack {wanted}: left out")
+        return records
+
+
+def read_data(
+    dataset_dir: str | os.PathLike[str], datalist: str = "dataset.json"
+) -> tuple[SegmentationData, list[Fault]]:
+    """Read the JSON; opens no image.
+
+    Args:
+        dataset_dir: folder of the data set.
+        datalist: name of the JSON in that folder.
+
+    Returns:
+        what could be read, and the faults of the JSON.
+
+    Raises:
+        DataError: there is no readable JSON object at all.
+    """
+    root = Path(dataset_dir).expanduser().resolve()
+    content = load_json(root, datalist)
+    faults: list[Fault] = []
+    labels = normalise_labels(content.get("labels"), datalist, faults)
+    unlabelled = content.get("scribble_unlabelled_value", 255)
+    if not isinstance(unlabelled, int) or isinstance(unlabelled, bool):
+        what = f"scribble_unlabelled_value is {unlabelled!r}, not a whole number"
+        faults.append(Fault(datalist, what, "give the value that marks voxels without a scribble, such as 255"))
+        unlabelled = 255
+    if unlabelled in labels:
+        what = f"scribble_unlabelled_value {unlabelled} is also the label value of '{labels[unlabelled]}'"
+        faults.append(Fault(datalist, what, "use a value that is no label, such as 255"))
+        unlabelled = 255  # so that this one mistake is not told once more for each scribble
+    data = SegmentationData(root, str(content.get("name", root.name)), labels, unlabelled)
+    names = content.get("channel_names", content.get("modality"))
+    if isinstance(names, dict | list):
+        data.channels = [str(name) for name in (names.values() if isinstance(names, dict) else names)]
+    for section, records in parse_sections(content, root, faults, data.notes).items():
+        setattr(data, section, records)
+        for record in records:
+            if "scribble" in record:
+                record["scribble_unlabelled_value"] = unlabelled
+    return data, faults
+
+
+def load_json(root: Path, datalist: str) -> dict[str, Any]:
+    """The JSON object of a data set as it stands in the file.
+
+    Raises:
+        DataError: the folder or the file is missing, or the file is no JSON object.
+    """
+    path = root / datalist
+    if not root.is_dir():
+        raise DataError([Fault(str(root), "there is no such folder", "give the folder that holds the data set's JSON")])
+    if not path.is_file():
+        others = sorted(entry.name for entry in root.glob("*.json"))
+        fix = f"name it with --datalist, here: {', '.join(others)}" if others else "see `python -m common.data convert`"
+        raise DataError([Fault(str(path), "there is no such file", fix)])
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError([Fault(str(path), f"cannot be read as JSON ({error})", "correct the file there")]) from error
+    if not isinstance(content, dict):
+        what = f"holds a {type(content).__name__} where an object is expected"
+        raise DataError([Fault(str(path), what, 'write {"name": ..., "labels": {...}, "training": [...], ...}')])
+    return content
+
+
+def compare_classes(data: SegmentationData, num_classes: int | None, where: str) -> list[Fault]:
+    """Fault if the network has another number of classes than the data set; None takes any number."""
+    if num_classes is None or not data.labels or num_classes == data.num_classes:
+        return []
+    what = f"declares {data.num_classes} classes (background included), the network has {num_classes}"
+    return [Fault(where, what, f"use --num_classes {data.num_classes}")]
+
+
+def missing_needs(data: SegmentationData, needs: Sequence[str]) -> list[Fault]:
+    """Which of a method's needs the data set does not meet; a data set for training always needs ``validation``.
+
+    Args:
+        data: the data set.
+        needs: some of :data:`NEEDS`.
+
+    Returns:
+        one fault for each need that is not met.
+    """
+    labelled = [record for record in data.training if "label" in record]
+    targets = ("label", "labels", "scribble")
+    met = {
+        "label": bool(labelled),
+        "clean": any(record["label_quality"] == "clean" for record in labelled),
+        "noisy": any(record["label_quality"] == "noisy" for record in labelled),
+        "unlabelled": any(not any(key in record for key in targets) for record in data.training),
+        "raters": any("labels" in record for record in data.training),
+        "scribble": any("scribble" in record for record in data.training),
+    }
+    faults = [_unmet(need) for need in needs if not met.get(need, True)]
+    if not data.validation and ("validation" in needs or data.training):
+        fix = (
+            f"`python -m common.data split {shlex.quote(str(data.root))} --fraction 0.2 --seed 0` writes "
+            "dataset_split.json with one, by group; then use --datalist dataset_split.json"
+        )
+        what = "there is no `validation` section, so training cannot tell its best state"
+        faults.append(Fault("validation", what, fix))
+    elif "validation" in needs and not all("label" in record for record in data.validation):
+        what = f"the method needs {NEEDS['validation']}, some have none"
+        faults.append(Fault("validation", what, "add their labels or remove the records"))
+    return faults
+
+
+def _unmet(need: str) -> Fault:
+    fixes = {
+        "noisy": 'mark records whose label is doubtful with "label_quality": "noisy", or simulate noise with '
+        "`python -m common.data corrupt`",
+        "unlabelled": "list images without a label in `training`",
+    }
+    return Fault("training", f"the method needs {NEEDS[need]}, there are none", fixes.get(need, f"add {NEEDS[need]}"))

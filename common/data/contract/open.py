@@ -1,0 +1,96 @@
+"""Opening a data set: read, check all of it, or make the phantom where none is given."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...errors import tell_the_cause_last
+from ...training.runs import first_rank_first
+from ..simulation.phantom import make_phantom
+from .checks import check_records
+from .dataset import NEEDS, SegmentationData, compare_classes, missing_needs, read_data
+from .faults import DataError
+
+logger = logging.getLogger(__name__)
+
+
+def open_data(
+    dataset_dir: str | os.PathLike[str] | None = None,
+    datalist: str = "dataset.json",
+    needs: Sequence[str] = (),
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+    spatial_dims: int | None = None,
+    phantom: str = "noisy",
+    phantom_dir: str | os.PathLike[str] = "data/phantom",
+    check: bool = True,
+) -> SegmentationData:
+    """Read a data set and check all of it, or make the phantom when no data set is given.
+
+    Args:
+        dataset_dir: folder of the data set; None makes the phantom, once.
+        datalist: name of the JSON in that folder.
+        needs: what the method needs, from :data:`NEEDS`.
+        num_classes: classes of the network, background included; None takes any number.
+        in_channels: image channels of the network; None takes any number.
+        spatial_dims: axes of the images that the bundle takes; None takes any number.
+        phantom: kind of phantom, see :func:`make_phantom`.
+        phantom_dir: folder that holds one folder for each kind of phantom.
+        check: also open every file; without it only the JSON is checked.
+
+    Returns:
+        the data set.
+
+    Raises:
+        DataError: with every fault that was found and its fix.
+        ValueError: an unknown item in ``needs``.
+    """
+    unknown = sorted(set(needs) - set(NEEDS))
+    if unknown:
+        raise ValueError(f"unknown needs {unknown}: use some of {', '.join(NEEDS)}")
+    if dataset_dir is None:
+        dataset_dir = _open_phantom(phantom, Path(phantom_dir))
+    data, faults = read_data(dataset_dir, datalist)
+    faults += missing_needs(data, needs)
+    faults += compare_classes(data, num_classes, datalist)
+    if check:
+        faults += check_records(data, in_channels, spatial_dims)
+    if faults:
+        raise DataError(faults, str(data.root / datalist))
+    for note in data.notes:
+        logger.warning(note)
+    return data
+
+
+class LazyData:
+    """What :func:`open_data` gives, opened when something of it is first asked for.
+
+    MONAI Label replaces the lists of training and validation; then nothing is asked for, and no phantom is made.
+
+    Args:
+        arguments: of :func:`open_data`.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        tell_the_cause_last()
+        self._arguments = arguments
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if "_data" not in self.__dict__:
+            self._data = open_data(**self._arguments)
+        return getattr(self.__dict__["_data"], name)
+
+
+def _open_phantom(kind: str, phantom_dir: Path) -> Path:
+    directory = phantom_dir / kind
+    message = f"No dataset_dir given: using the built-in phantom data set ({kind}) in {directory}"
+    # without a configured log this line must not get lost: it tells that the results are not the user's data
+    logger.info(message) if logger.isEnabledFor(logging.INFO) and logger.hasHandlers() else print(message)
+    with first_rank_first():
+        return make_phantom(directory, kind=kind)

@@ -1,0 +1,152 @@
+"""What several converters use: NIfTI reading and writing, cropping, splits by a list of cases."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from ..contract.output import fault
+from ..contract.volumes import Header, read_header, read_voxels
+
+# NRRD and DICOM give positions as left, posterior, superior; NIfTI as right, anterior, superior
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+NIFTI_ENDINGS = (".nii.gz", ".nii")
+
+
+def source_folder(source: str) -> Path:
+    """The source as a path.
+
+    Raises:
+        DataError: when it is not a folder.
+    """
+    folder = Path(str(source))
+    if not folder.is_dir():
+        raise fault(folder, "there is no such folder", "give the folder of the download")
+    return folder
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON whose top level is a mapping.
+
+    Raises:
+        DataError: when it is missing or something else.
+    """
+    if not path.is_file():
+        raise fault(path, "is missing", "give the folder that holds it")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise fault(path, f"is not JSON ({error})", "download it again") from error
+    if not isinstance(content, dict):
+        raise fault(path, f"holds a {type(content).__name__}", "give a JSON whose top level is a mapping")
+    return content
+
+
+def read_volume(path: Path) -> tuple[np.ndarray, Header]:
+    """Voxels and geometry of a NIfTI file.
+
+    Raises:
+        DataError: when it is missing, cannot be read or holds no plain numbers.
+    """
+
+    def report(what: str, fix: str) -> None:
+        raise fault(path, what, fix)
+
+    header = read_header(str(path), report)
+    voxels = None if header is None else read_voxels(header, report)
+    assert header is not None and voxels is not None  # else a fault was raised
+    return voxels, header
+
+
+def write_volume(path: Path, volume: np.ndarray, affine: np.ndarray) -> None:
+    """Write a NIfTI file.
+
+    Args:
+        path: file to write; its folder is made.
+        volume: (X, Y, Z).
+        affine: (4, 4) voxel to mm, right-anterior-superior.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(np.ascontiguousarray(volume), affine)
+    image.set_qform(affine, code=1)
+    image.set_sform(affine, code=1)
+    image.header.set_xyzt_units("mm")
+    nib.save(image, path)
+
+
+def binary_mask(volume: np.ndarray, path: Path) -> np.ndarray:
+    """A mask stored as 0 and 255, or 0 and 1, as uint8 of 0 and 1.
+
+    Raises:
+        DataError: when there are other values.
+    """
+    values = np.unique(volume).tolist()
+    if not (set(values) <= {0, 1} or set(values) <= {0, 255}):
+        raise fault(path, f"is no mask, it holds the values {values[:8]}", "give a mask of 0 and 1, or 0 and 255")
+    return (volume > 0).astype(np.uint8)
+
+
+def crop(
+    image: np.ndarray, label: np.ndarray, affine: np.ndarray, margin: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cut image and label to the label's bounding box grown by ``margin`` voxels; positions in space stay right.
+
+    Args:
+        image: (X, Y, Z).
+        label: (X, Y, Z); an empty one leaves everything as it is.
+        affine: (4, 4) of both.
+        margin: voxels on each side, cut at the image's edge; None leaves everything as it is.
+
+    Returns:
+        image, label and affine of the part.
+    """
+    if margin is None or not label.any():
+        return image, label, affine
+    filled = np.argwhere(label)
+    first = np.maximum(filled.min(axis=0) - int(margin), 0)
+    last = filled.max(axis=0) + 1 + int(margin)
+    box = tuple(slice(a, b) for a, b in zip(first.tolist(), last.tolist(), strict=True))
+    moved = affine.copy()
+    moved[:3, 3] = (affine @ [*first, 1])[:3]
+    return image[box], label[box], moved
+
+
+def stem(path: Path) -> str:
+    """File name without its NIfTI ending."""
+    for ending in NIFTI_ENDINGS:
+        if path.name.endswith(ending):
+            return path.name[: -len(ending)]
+    return path.stem
+
+
+def below_test_folder(path: Path, folder: Path) -> bool:
+    """Whether a path lies below a folder whose name begins with "test", itself below ``folder``."""
+    return any(part.lower().startswith("test") for part in path.relative_to(folder).parts[:-1])
+
+
+def held_out_names(test_list: str | None, cases: Iterable[str]) -> set[str]:
+    """Names of the test cases: the lines of a text file, checked against the cases that there are.
+
+    Raises:
+        DataError: when the file is missing or names an unknown case.
+    """
+    if test_list is None:
+        return set()
+    path = Path(str(test_list))
+    if not path.is_file():
+        raise fault(path, "there is no such file", "give a text file with one case per line as --test_list")
+    names = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()} - {""}
+    unknown = sorted(names - set(cases))
+    if unknown:
+        raise fault(path, f"names cases that are not there: {', '.join(unknown[:8])}", "correct the list")
+    return names
+
+
+def data_list(name: str, labels: dict[str, str], sections: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """The JSON of the data contract; empty sections are left out."""
+    return {"name": name, "labels": labels, **{key: records for key, records in sections.items() if records}}

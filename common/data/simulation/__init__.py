@@ -1,0 +1,1 @@
+"""Label defects that are made: noise, scribbles, missing labels, and the phantom."""

@@ -1,0 +1,1 @@
+"""Measuring what was trained: evaluators, metrics, calibration, comparisons, reports."""

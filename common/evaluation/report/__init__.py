@@ -1,0 +1,1 @@
+"""Pictures for people: the page about a trained model, and its parts."""

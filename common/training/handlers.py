@@ -1,0 +1,249 @@
+"""Handlers that connect the trainer and evaluators to files, metrics and the screen."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite import distributed as idist
+from ignite.engine import Engine, Events
+from ignite.handlers import ProgressBar
+
+from ..files import atomic_path, save_atomically
+from ..settings import switch
+from .runs import FINAL_FILE, RESUME_FILE, is_first_rank, start_run
+
+HISTORY_COLUMNS = ("iteration", "epoch", "name", "value")
+
+
+class LossProgressBar:
+    """A progress bar that shows every loss term of the trainer's ``state.output[0]["scalars"]``."""
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer."""
+        if is_first_rank():
+            ProgressBar(persist=True, ncols=120).attach(engine, output_transform=self._terms)
+
+    @staticmethod
+    def _terms(output: list[dict[str, Any]]) -> dict[str, str]:
+        return {
+            name.removeprefix("loss/"): f"{value:.3f}"
+            for name, value in output[0]["scalars"].items()
+            if name.startswith("loss/")
+        }
+
+
+class TrainingHistory:
+    """Keep every scalar of a training in one CSV, in long form, and in TensorBoard.
+
+    Rows are (iteration, epoch, name, value); names are those of ``state.output[0]["scalars"]`` and
+    ``validation/<metric>``. The CSV is written after each epoch. A resumed run drops rows that lie ahead of it.
+
+    Attach it after the ValidationHandler, so that an epoch's metrics are there when it looks.
+
+    Args:
+        path: the CSV file; TensorBoard's files go beside it.
+        validator: evaluator whose metrics to keep.
+        tensorboard: whether to write TensorBoard's files.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], validator: Engine | None = None, tensorboard: bool = True) -> None:
+        self.path = Path(path)
+        self.validator = validator
+        self.tensorboard = tensorboard
+        self.rows: list[tuple[int, int, str, float]] = []
+        self._validated = 0
+        self._writer: Any = None
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a trainer."""
+        if is_first_rank():
+            engine.add_event_handler(Events.STARTED, self._start)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
+            engine.add_event_handler(Events.COMPLETED, self._close)
+            engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+
+    def _start(self, engine: Engine) -> None:
+        if engine.state.iteration > 0 and self.path.exists():
+            with self.path.open(newline="") as file:
+                rows = [
+                    (int(r["iteration"]), int(r["epoch"]), r["name"], float(r["value"])) for r in csv.DictReader(file)
+                ]
+            self.rows = [row for row in rows if row[0] <= engine.state.iteration]
+
+    def _add(self, engine: Engine, name: str, value: float) -> None:
+        self.rows.append((engine.state.iteration, engine.state.epoch, name, value))
+        if self.tensorboard and self._writer is None:  # not before an earlier run's files are set aside
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, and tests do without
+
+            self._writer = SummaryWriter(str(self.path.parent), purge_step=engine.state.iteration)
+        if self._writer is not None:
+            self._writer.add_scalar(name, value, engine.state.iteration)
+
+    def _iteration(self, engine: Engine) -> None:
+        for name, value in engine.state.output[0]["scalars"].items():
+            self._add(engine, name, value)
+
+    def _epoch(self, engine: Engine) -> None:
+        state = None if self.validator is None else self.validator.state
+        # the validator's epoch is the trainer's at which it last ran
+        if state is not None and state.epoch == engine.state.epoch and state.epoch != self._validated:
+            self._validated = state.epoch
+            for name, value in state.metrics.items():
+                self._add(engine, f"validation/{name}", float(value))
+        self._write()
+
+    def _write(self) -> None:
+        with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(HISTORY_COLUMNS)
+            writer.writerows(self.rows)
+
+    def _close(self, engine: Engine) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def _fail(self, engine: Engine, error: BaseException) -> None:
+        self._write()
+        self._close(engine)
+        raise error
+
+
+class RunCheckpoint:
+    """Save the weights that ship and, after each epoch, all that resuming needs.
+
+    ``model.pt`` is the state dict of the network alone: at the best value of the validator's key metric, or, if nothing
+    was validated, the last; ``model_final.pt`` is that at the end. ``last.ckpt`` has method, optimiser, scheduler,
+    scaler, epoch, iteration and the best metric. As the trainer seeds each epoch from its number, a run that is killed
+    at any moment and resumed is the same as one that was not. All are written atomically.
+
+    A new run first sets aside, when it starts, what an earlier one left in its folders, see
+    :func:`~common.training.runs.start_run`.
+
+    Attach it last.
+
+    Args:
+        ckpt_dir: folder of the weights.
+        output_dir: folder of logs and results.
+        network: what ships.
+        validator: evaluator whose key metric decides, the larger the better.
+        lr_scheduler: its state is kept too.
+        resume: load ``last.ckpt`` before training.
+        save_interval: epochs between saves of ``last.ckpt``.
+    """
+
+    def __init__(
+        self,
+        ckpt_dir: str | os.PathLike[str],
+        output_dir: str | os.PathLike[str],
+        network: torch.nn.Module,
+        validator: Engine | None = None,
+        lr_scheduler: Any = None,
+        resume: bool = False,
+        save_interval: int = 1,
+    ) -> None:
+        self.folder = Path(ckpt_dir)
+        self.output_dir = Path(output_dir)
+        self.network = network
+        self.validator = validator
+        self.lr_scheduler = lr_scheduler
+        self.resume = switch(resume, "resume")
+        self.save_interval = save_interval
+        self._method_settings: dict[str, Any] = {}
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a :class:`~common.training.trainer.MethodTrainer` and, when resuming, load its state."""
+        self._method_settings = _plain(vars(engine.method))
+        if self.resume:
+            start_run(self.folder, self.output_dir, resume=True)
+            self._load(engine)
+        if is_first_rank():
+            if not self.resume:  # not before it runs: a config that is only looked at must not touch an earlier run
+                engine.add_event_handler(Events.STARTED, lambda: start_run(self.folder, self.output_dir))
+            engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
+            engine.add_event_handler(Events.COMPLETED, self._completed)
+
+    def _epoch(self, engine: Any) -> None:
+        validator = self.validator
+        if validator is None or validator.state.best_metric_epoch == engine.state.epoch:
+            save_atomically(self.network.state_dict(), self.folder / "model.pt")
+        if engine.state.epoch % self.save_interval == 0 or engine.state.epoch == engine.state.max_epochs:
+            save_atomically(self._state(engine), self.folder / RESUME_FILE)
+
+    def _completed(self, engine: Any) -> None:
+        save_atomically(self.network.state_dict(), self.folder / FINAL_FILE)
+        if self.validator is not None and self.validator.state.best_metric_epoch == -1:
+            # else an earlier run's model.pt would pass for this one's
+            save_atomically(self.network.state_dict(), self.folder / "model.pt")
+
+    def _state(self, engine: Any) -> dict[str, Any]:
+        state = {
+            "method": engine.method.state_dict(),
+            "optimizer": engine.optimizer.state_dict(),
+            "scaler": engine.scaler.state_dict(),
+            "epoch": engine.state.epoch,
+            "iteration": engine.state.iteration,
+            "epoch_length": engine.state.epoch_length,
+            "max_epochs": engine.state.max_epochs,
+            "seed": engine.state.seed,
+            "processes": idist.get_world_size(),
+            "cases_per_batch": list(getattr(getattr(engine.data_loader, "batch_sampler", None), "sizes", ())),
+            "method_settings": self._method_settings,
+            "skipped_steps": engine.skipped_steps,
+        }
+        if self.lr_scheduler is not None:
+            state["lr_scheduler"] = self.lr_scheduler.state_dict()
+        if self.validator is not None:
+            validated = self.validator.state
+            state["best_metric"] = float(validated.best_metric)
+            state["best_metric_epoch"] = validated.best_metric_epoch
+        return state
+
+    def _load(self, engine: Any) -> None:
+        path = self.folder / RESUME_FILE
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        for key in ("epoch_length", "max_epochs", "seed"):
+            if state[key] != getattr(engine.state, key):
+                raise ValueError(
+                    f"{path}: the run has {key} {state[key]}, the config {getattr(engine.state, key)}: the schedule "
+                    f"would not be that of either. Fix: give --{key} {state[key]}, or start a new run."
+                )
+        now = _settings(self._state(engine))
+        for name, was in _settings(state).items():
+            if now.get(name, was) != was:
+                raise ValueError(
+                    f"{path}: the run has {name} {was}, the config {now[name]}, which would be lost or change its "
+                    "course. Fix: give the settings that the run began with, or start a new run."
+                )
+        engine.method.load_state_dict(state["method"])
+        engine.optimizer.load_state_dict(state["optimizer"])
+        engine.scaler.load_state_dict(state["scaler"])
+        engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
+        engine.skipped_steps = state["skipped_steps"]
+        if self.lr_scheduler is not None:
+            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        if self.validator is not None:
+            self.validator.state.best_metric = state["best_metric"]
+            self.validator.state.best_metric_epoch = state["best_metric_epoch"]
+        engine.logger.info(f"Resumed {path} after epoch {state['epoch']} of {state['max_epochs']}.")
+
+
+def _plain(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Numbers, words and switches among attributes; a module's ``training`` is none of its settings."""
+    named = {key: value for key, value in attributes.items() if not key.startswith("_") and key != "training"}
+    return {key: value for key, value in named.items() if isinstance(value, bool | int | float | str)}
+
+
+def _settings(state: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's method, batches, optimiser and schedule were told, not what they have come to since."""
+    found = {"processes": state["processes"], "cases_per_batch": state["cases_per_batch"], **state["method_settings"]}
+    for number, group in enumerate(state["optimizer"]["param_groups"]):
+        told = {key: value for key, value in group.items() if key not in ("params", "lr")}
+        found |= {f"{key} (of the optimiser's group {number})": value for key, value in told.items()}
+    schedule = state.get("lr_scheduler", {})
+    told = {key: value for key, value in schedule.items() if not key.startswith("_") and key != "last_epoch"}
+    return found | {f"{key} (of the learning rate's schedule)": value for key, value in told.items()}

@@ -1,0 +1,190 @@
+"""Reading of data sets that are as they should be."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from common.data import DataError, LazyData, SegmentationData, make_phantom, open_data
+from common.data.contract.faults import Fault
+from common.data.contract.records import normalise_labels
+
+SHAPE = (6, 5, 4)
+
+
+def write(path: Path, voxels: np.ndarray) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), path)
+    return path.name
+
+
+def write_dataset(root: Path, **changes: Any) -> Path:
+    """Two training cases and one for validation; ``changes`` replace top-level entries of the JSON."""
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        write(root / f"image{number}.nii.gz", rng.normal(size=SHAPE).astype(np.float32))
+        write(root / f"label{number}.nii.gz", (rng.random(SHAPE) > 0.5).astype(np.uint8))
+    records = [{"image": f"image{number}.nii.gz", "label": f"label{number}.nii.gz"} for number in range(3)]
+    content = {"name": "tiny", "labels": {"0": "background", "1": "organ"}, "training": records[:2]}
+    (root / "dataset.json").write_text(json.dumps({**content, "validation": records[2:], **changes}))
+    return root
+
+
+def test_records_get_absolute_paths_and_defaults(tmp_path: Path) -> None:
+    data = open_data(write_dataset(tmp_path), num_classes=2, in_channels=1, needs=["label", "clean", "validation"])
+    image = str(tmp_path / "image0.nii.gz")
+    expected = {"image": image, "label": str(tmp_path / "label0.nii.gz"), "label_quality": "clean", "group": image}
+    assert data.training[0] == expected
+    assert (data.name, data.num_classes, data.labels) == ("tiny", 2, {0: "background", 1: "organ"})
+    assert [len(data.section(name)) for name in ("training", "validation", "test")] == [2, 1, 0]
+    with pytest.raises(KeyError, match="no section 'train'"):
+        data.section("train")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"0": "background", "1": "wall", "2": "pool"},
+        {"background": 0, "wall": 1, "pool": 2},
+        {"2": "pool", "0": "background", "1": "wall"},
+        ["background", "wall", "pool"],
+    ],
+)
+def test_labels_come_to_one_form(labels: Any) -> None:
+    faults: list[Fault] = []
+    assert list(normalise_labels(labels, "dataset.json", faults).items()) == [
+        (0, "background"),
+        (1, "wall"),
+        (2, "pool"),
+    ]
+    assert not faults
+
+
+def test_patient_is_another_word_for_group(tmp_path: Path) -> None:
+    records = [{"image": "image0.nii.gz", "patient": 7}, {"image": "image1.nii.gz", "group": "anna"}]
+    data = open_data(write_dataset(tmp_path, training=records))
+    assert [record["group"] for record in data.training] == ["7", "anna"]
+
+
+def test_unknown_keys_are_kept_and_noted(tmp_path: Path) -> None:
+    records = [{"image": "image0.nii.gz", "label": "label0.nii.gz", "scanner": "A"}]
+    data = open_data(write_dataset(tmp_path, training=records))
+    assert data.training[0]["scanner"] == "A"
+    assert any("`scanner`" in note for note in data.notes)
+
+
+def test_copies_within_a_section_are_noted(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    shutil.copy(tmp_path / "image0.nii.gz", tmp_path / "copy.nii.gz")
+    shutil.copy(tmp_path / "label0.nii.gz", tmp_path / "other.nii.gz")
+    records = [{"image": f"{i}.nii.gz", "label": f"{k}.nii.gz"} for i, k in (("image0", "label0"), ("copy", "other"))]
+    data = open_data(write_dataset(tmp_path, training=records))
+    assert "training: copy.nii.gz, image0.nii.gz are copies of one image (equal voxels)" in data.notes
+
+
+@pytest.mark.parametrize("names", [{"channel_names": {"0": "T1", "1": "T2"}}, {"modality": {"0": "T1", "1": "T2"}}])
+def test_declared_channels_may_share_a_file(tmp_path: Path, names: dict[str, Any]) -> None:
+    write_dataset(tmp_path, **names)
+    for number in range(3):
+        write(tmp_path / f"image{number}.nii.gz", np.random.default_rng(number).random((*SHAPE, 2)).astype(np.float32))
+    assert open_data(tmp_path, in_channels=2).channels == ["T1", "T2"]
+
+
+def test_list_of_channel_files(tmp_path: Path) -> None:
+    write(tmp_path / "second.nii.gz", np.random.default_rng(9).random(SHAPE).astype(np.float32))
+    records = [{"image": ["image0.nii.gz", "second.nii.gz"], "label": "label0.nii.gz"}]
+    held_out = [{"image": ["image2.nii.gz", "second.nii.gz"], "label": "label2.nii.gz"}]
+    data = open_data(write_dataset(tmp_path, training=records, validation=held_out), in_channels=2)
+    assert data.training[0]["image"] == [str(tmp_path / "image0.nii.gz"), str(tmp_path / "second.nii.gz")]
+
+
+def test_rounded_headers_pass(tmp_path: Path) -> None:
+    """A label whose affine differs by a hundredth of a voxel is where it should be."""
+    write_dataset(tmp_path)
+    affine = np.eye(4)
+    affine[:3, 3] = 0.01
+    nib.save(nib.Nifti1Image(np.ones(SHAPE, dtype=np.uint8), affine), tmp_path / "label0.nii.gz")
+    open_data(tmp_path)
+
+
+def test_an_empty_label_that_is_meant(tmp_path: Path) -> None:
+    records = [{"image": "image0.nii.gz", "label": "label0.nii.gz", "empty": True}, {"image": "image1.nii.gz"}]
+    write_dataset(tmp_path, training=records)
+    write(tmp_path / "label0.nii.gz", np.zeros(SHAPE, dtype=np.uint8))
+    assert open_data(tmp_path).training[0]["empty"] is True
+
+
+def test_lazy_data_are_opened_when_asked_for(tmp_path: Path) -> None:
+    data = LazyData(dataset_dir=str(tmp_path / "data"))
+    write_dataset(tmp_path / "data")  # only now
+    assert data.name == open_data(tmp_path / "data").name
+    records = data.section("training")
+    shutil.rmtree(tmp_path / "data")
+    assert data.section("training") == records, "it is opened once"
+    with pytest.raises(DataError, match="absent"):
+        LazyData(dataset_dir=str(tmp_path / "absent")).section("training")
+
+
+def test_scribble_records_know_the_value_for_unlabelled(tmp_path: Path) -> None:
+    records = [{"image": "image0.nii.gz", "scribble": "label0.nii.gz"}, {"image": "image1.nii.gz"}]
+    write_dataset(tmp_path, training=records, scribble_unlabelled_value=9)
+    found = open_data(tmp_path, check=False).training
+    assert [record.get("scribble_unlabelled_value") for record in found] == [9, None]
+
+
+def test_files_stay_closed_without_check(tmp_path: Path) -> None:
+    (write_dataset(tmp_path) / "image0.nii.gz").unlink()
+    assert isinstance(open_data(tmp_path, check=False), SegmentationData)
+
+
+def test_all_faults_come_at_once_and_survive_pickling(tmp_path: Path) -> None:
+    write_dataset(tmp_path)
+    (tmp_path / "image0.nii.gz").unlink()
+    (tmp_path / "label1.nii.gz").unlink()
+    with pytest.raises(DataError) as caught:
+        open_data(tmp_path, num_classes=5, needs=["noisy"])
+    error = caught.value
+    assert len(error.faults) == 4
+    assert str(error).startswith("4 faults in ") and str(error).count("Fix: ") == 4
+    copy = pickle.loads(pickle.dumps(error))
+    assert str(copy) == str(error) and copy.faults == error.faults
+
+
+def test_unknown_need_is_the_programmers_mistake(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown needs"):
+        open_data(tmp_path, needs=["nosy"])
+
+
+def test_no_folder_means_phantom_and_one_line_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def small(directory: Path, kind: str) -> Path:
+        calls.append(kind)
+        return make_phantom(directory, kind, cases={"training": 5, "validation": 1, "test": 1}, shape=(16, 16, 12))
+
+    monkeypatch.setattr("common.data.contract.open.make_phantom", small)
+    caplog.set_level("INFO")
+    data = open_data(None, phantom_dir=tmp_path / "phantom", needs=["clean", "noisy", "validation"])
+    assert calls == ["noisy"] and len(data.training) == 5
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("common.data")]
+    assert len(lines) == 1 and "built-in phantom data set (noisy)" in lines[0]
+
+
+def test_records_that_lack_a_key_are_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = open_data(write_dataset(tmp_path))
+    data.training[0].pop("label")
+    with caplog.at_level("WARNING"):
+        assert data.section("training", "label") == data.training[1:]
+    assert "training: 1 of 2 records lack `label`: left out" in caplog.text
+    assert data.section("training", "label", "image") == data.section("training") == data.training
+    with pytest.raises(DataError, match="no record with `scribble` or `labels`"):
+        data.section("training", "scribble", "labels")

@@ -1,0 +1,273 @@
+"""The report page: what it reads, which cases and slices it picks, and that absent parts are said, not hidden."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import nibabel as nib
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from matplotlib.text import Text
+
+from common.evaluation.metrics import CaseTable
+from common.evaluation.report import page as report
+from common.evaluation.report.cases import load_case, pick_slice
+from common.evaluation.report.page import SUMMARY_COLUMNS, case_legend, draw_case, structure_colour, write_report
+from common.evaluation.report.panels import read_history, read_reliability
+
+LABELS = {0: "background", 1: "core", 2: "shell", 3: "vessel"}
+SPACING = (1.0, 1.0, 2.0)
+
+
+def write_case(folder: Path, case: str, affine: np.ndarray | None = None, **volumes: np.ndarray) -> None:
+    (folder / case).mkdir(parents=True, exist_ok=True)
+    for kind, volume in volumes.items():
+        image = nib.Nifti1Image(volume, np.diag([*SPACING, 1.0]) if affine is None else affine)
+        nib.save(image, folder / case / f"{case}_{kind}.nii.gz")
+
+
+def make_evaluation(folder: Path, cases: int = 4, classes: int = 4) -> None:
+    """An evaluation's files: cases whose label is shifted by 0, 1, 2, ... voxels."""
+    rng = np.random.default_rng(0)
+    table = CaseTable({value: LABELS[value] for value in range(classes)})
+    for index in range(cases):
+        label = np.zeros((24, 20, 10), dtype=np.uint8)
+        for value in range(1, classes):
+            label[4 * value : 4 * value + 4, 6:14, 3:7] = value
+        prediction = np.roll(label, index, axis=1)
+        probabilities = np.full((classes, *label.shape), 0.1 / (classes - 1), dtype=np.float32)
+        np.put_along_axis(probabilities, prediction[None].astype(np.int64), 0.9, axis=0)
+        name = f"case_{index}"
+        table.add(name, prediction, label, SPACING, probabilities)
+        image = (label * 50 + rng.normal(0, 5, label.shape)).astype(np.float32)
+        uncertainty = rng.random(label.shape).astype(np.float32)
+        write_case(folder, name, image=image, label=label, pred=prediction, uncertainty=uncertainty)
+    table.write_csv(folder / "metrics.csv")
+    table.write_reliability_csv(folder / "reliability.csv")
+    lines = ["iteration,epoch,name,value"]
+    for step in range(60):
+        lines += [f"{step},0,loss/clean,{1 / (step + 1)}", f"{step},0,loss/total,{2 / (step + 1)}", f"{step},0,lr,0.1"]
+    lines += ["30,1,validation/mean_dice,0.5", "60,2,validation/mean_dice,0.8"]
+    (folder / "history.csv").write_text("\n".join(lines) + "\n")
+
+
+def run_report(folder: Path, monkeypatch: pytest.MonkeyPatch | None = None, **changes: Any) -> tuple[Path, list[str]]:
+    """Write the report and return it with all texts on the page."""
+    texts: list[str] = []
+    real = FigureCanvasAgg.print_figure
+
+    def spy(self: FigureCanvasAgg, *args: Any, **options: Any) -> Any:
+        texts.extend(text.get_text() for text in self.figure.findobj(Text) if text.get_text())
+        return real(self, *args, **options)
+
+    if monkeypatch is not None:
+        monkeypatch.setattr(FigureCanvasAgg, "print_figure", spy)
+    arguments: dict[str, Any] = {
+        "history_csv": folder / "history.csv",
+        "metrics_csv": str(folder / "metrics.csv"),
+        "reliability_csv": folder / "reliability.csv",
+        "predictions_dir": str(folder),
+        "output_png": folder / "out" / "report.png",
+        "output_csv": folder / "out" / "report.csv",
+        "title": "Phantom",
+        "dpi": 50,
+    }
+    return write_report(**{**arguments, **changes}), texts
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_complete_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classes: int) -> None:
+    make_evaluation(tmp_path, classes=classes)
+    style = dict(matplotlib.rcParams)
+    page, texts = run_report(tmp_path, monkeypatch)
+    assert dict(matplotlib.rcParams) == style
+    pixels = imread(page)
+    assert pixels.shape[:2] == (584, 413) and pixels[..., :3].std() > 0.1
+    everything = "\n".join(texts)
+    assert "Phantom" in texts and not [text for text in texts if text.startswith("no ")]
+    for heading in ("Worst case:  case_3", "Median case:  case_2", "Best case:  case_0"):
+        assert heading in texts
+    assert "best 0.800\nat iteration 60" in texts and "ECE " in everything and "mm" in everything
+    with (tmp_path / "out" / "report.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == SUMMARY_COLUMNS
+    best = [row for row in rows if row["structure"] == "core" and row["metric"] == "dice"]
+    assert len(best) == 1 and best[0]["n"] == "4" and best[0]["missed"] == "0"
+    # shifts of 0 to 3 voxels of an 8 voxel wide box
+    assert float(best[0]["mean"]) == pytest.approx(1 - 6 / 8 / 4)
+    assert sorted(path.name for path in page.parent.iterdir()) == ["report.csv", "report.png"]
+
+
+def test_absent_parts_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_evaluation(tmp_path)
+    for name in ("history.csv", "reliability.csv"):
+        (tmp_path / name).unlink(missing_ok=True)
+    page, texts = run_report(tmp_path, monkeypatch)
+    assert page.is_file()
+    assert "no training history" in texts and "no reliability table" in texts
+
+
+def test_without_an_evaluation_there_is_no_report(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="metrics.csv: no evaluation here. Fix: run `evaluating` first"):
+        run_report(tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_absent_pictures_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_evaluation(tmp_path)
+    (tmp_path / "case_3" / "case_3_uncertainty.nii.gz").unlink()
+    (tmp_path / "case_2" / "case_2_pred.nii.gz").unlink()
+    (tmp_path / "case_2" / "case_2_label.nii.gz").unlink()
+    (tmp_path / "case_0" / "case_0_image.nii.gz").unlink()
+    _, texts = run_report(tmp_path, monkeypatch)
+    for message in ("no uncertainty map", "no prediction", "no label", "no pictures of case_0"):
+        assert message in texts
+
+
+def test_shown_cases_are_worst_median_and_best() -> None:
+    def rows(**dice: float) -> list[dict[str, Any]]:
+        return [{"case": case, "dice": value + shift} for shift in (-0.1, 0.1) for case, value in dice.items()]
+
+    shown = report._shown_cases
+    assert shown([]) == []
+    assert shown(rows(a=0.5)) == [("only", "a")]
+    assert shown(rows(a=0.5, b=0.2)) == [("worst", "b"), ("best", "a")]
+    assert shown(rows(a=0.5, b=0.2, c=0.4, d=0.3)) == [("worst", "b"), ("median", "d"), ("best", "a")]
+
+
+def test_missed_structures_and_other_units_are_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = CaseTable(LABELS)
+    label = np.arange(4 * 4).reshape(4, 4) % 4
+    table.add("lost", np.where(label == 3, 0, label), label)
+    table.write_csv(tmp_path / "metrics.csv")
+    _, texts = run_report(tmp_path, monkeypatch)
+    everything = "\n".join(texts)
+    assert "no pictures of lost" in texts and "Only case:  lost" in texts
+    assert "lost: vessel" in everything and "missed vessel" in everything and "95HD (voxel)" in texts
+
+
+def test_tables_that_lack_columns_are_refused(tmp_path: Path) -> None:
+    make_evaluation(tmp_path)
+    (tmp_path / "history.csv").write_text("step,loss\n1,2\n")
+    with pytest.raises(ValueError, match="history.csv: columns missing: iteration, name, value"):
+        run_report(tmp_path)
+    assert not (tmp_path / "out" / "report.png").exists()
+
+
+def test_history_is_ordered_finite_and_the_last_word_counts(tmp_path: Path) -> None:
+    path = tmp_path / "history.csv"
+    path.write_text("iteration,epoch,name,value\n2,0,a,3\n1,0,a,2\n2,0,a,4\n3,0,a,nan\n1,0,b,nan\n")
+    history = read_history(path)
+    assert list(history) == ["a"]
+    assert history["a"][0].tolist() == [1, 2] and history["a"][1].tolist() == [2, 4]
+
+
+def test_reliability_is_read_back(tmp_path: Path) -> None:
+    table = CaseTable({1: "core"}, bins=5)
+    ones = np.ones((2, 2), dtype=int)
+    table.add("a", ones, ones, None, np.stack([ones * 0.3, ones * 0.7]))
+    table.write_reliability_csv(tmp_path / "reliability.csv")
+    bins = read_reliability(tmp_path / "reliability.csv")
+    assert bins.shape == (5, 5) and np.isnan(bins[0, 3])
+    assert bins[3] == pytest.approx([0.6, 0.8, 4, 0.7, 1.0], rel=1e-6)
+
+
+def test_slice_shows_structures_and_disagreement() -> None:
+    label, prediction = np.zeros((2, 6, 6, 9), dtype=int)
+    assert pick_slice(label, prediction, 2, 9) == 4
+    label[1:3, 1:3, 2:6] = 1
+    label[4, 4, 5] = 2
+    # slice 5 is the only one with both structures, each at its largest
+    assert pick_slice(label, label, 2, 9) == 5
+    assert pick_slice(None, label, 2, 9) == 5
+    prediction[...] = label
+    prediction[..., 3] = 0
+    # half of the structures and all of the disagreement there: 0.5 + 1, against 1 + 0 in slice 5
+    assert pick_slice(label, prediction, 2, 9) == 3
+
+
+def test_case_is_turned_and_cut_by_its_affine(tmp_path: Path) -> None:
+    """Front left of the patient is at the upper right of an axial picture, in whatever order the axes are stored."""
+    volume = np.zeros((8, 10, 6), dtype=np.float32)
+    volume[0, 9, 2] = 1.0
+    label = (volume > 0).astype(np.uint8)
+    for flip in (False, True):
+        affine = np.diag([*SPACING, 1.0])
+        stored: dict[str, np.ndarray] = {"image": volume, "label": label}
+        if flip:
+            affine = affine @ np.array([[0, -1, 0, 7], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+            stored = {kind: array[::-1].transpose(1, 0, 2) for kind, array in stored.items()}
+        write_case(tmp_path, f"case{flip}", affine=affine, **stored)
+        picture = load_case(tmp_path, f"case{flip}")
+        assert picture is not None and picture.label is not None and picture.prediction is None
+        assert picture.where == "axial slice 3 of 6" and picture.spacing == (1.0, 1.0)
+        rows, columns = picture.label.shape
+        assert np.argwhere(picture.label).tolist() == [[0, columns - 1]] and rows <= 10
+    assert load_case(tmp_path, "nobody") is None
+
+
+def test_case_of_thick_sagittal_slices_flat_images_and_other_shapes(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).random((5, 12, 14)).astype(np.float32)
+    write_case(tmp_path, "thick", affine=np.diag([5.0, 1.0, 0.5, 1.0]), image=image, label=image[:4])
+    picture = load_case(tmp_path, "thick")
+    assert picture is not None and picture.where == "sagittal slice 3 of 5" and picture.spacing == (0.5, 1.0)
+    assert picture.problems == ["label has another shape"] and picture.image.shape == (14, 12)
+    write_case(tmp_path, "flat", image=image[0])
+    flat = load_case(tmp_path, "flat")
+    assert flat is not None and flat.image.shape == (14, 12) and flat.where == "axial slice 1 of 1"
+    write_case(tmp_path, "channels", image=np.stack([image, image * 0], axis=-1))
+    channels = load_case(tmp_path, "channels")
+    assert channels is not None and channels.image.max() > 0
+
+
+def outline_colours(ax: Axes) -> list[tuple[float, ...]]:
+    return [tuple(np.ravel(artist.get_edgecolor())[:4]) for artist in ax.collections]
+
+
+def test_draw_case_colours_styles_and_aspect() -> None:
+    ax = Figure().add_subplot()
+    label, other = np.zeros((2, 8, 6), dtype=int)
+    label[2:5, 2:5], other[1:3, 1:3] = 1, 2
+    overlay = np.full((8, 6), 0.5)
+    overlay[0, 0] = np.nan
+    masks = {"label": label, "proposed": other}
+    colours = draw_case(ax, np.ones((8, 6)), masks, overlay, 2.0, "case 1", LABELS, overlay_range=(0.0, 2.0))
+    assert colours is not None and colours.get_clim() == (0.0, 2.0)
+    assert ax.get_aspect() == 2.0 and ax.get_title() == "case 1" and ax.get_ylim() == (7.5, -0.5)
+    drawn = outline_colours(ax)
+    assert to_rgba(structure_colour(1)) in drawn and to_rgba(structure_colour(2)) in drawn
+    assert to_rgba(structure_colour(3)) not in drawn
+    # opacity follows the value and NaN is transparent
+    alpha = np.asarray(ax.images[-1].get_array())[..., 3]
+    assert alpha[0, 0] == 0 and 0 < alpha[1, 1] < 0.9
+    assert draw_case(Figure().add_subplot(), np.ones((8, 6)), {}) is None
+    white = Figure().add_subplot()
+    draw_case(white, np.ones((8, 6)), {"label": label}, filled=("label",), outlines={"label": "white"})
+    assert to_rgba("white") in outline_colours(white)
+    with pytest.raises(ValueError, match=r"label \(8, 5\) and image \(8, 6\)"):
+        draw_case(ax, np.ones((8, 6)), {"label": label[:, :5]})
+
+
+def test_legend_and_colours_are_consistent() -> None:
+    handles = case_legend(LABELS, ("label", "proposed", "something else"))
+    assert [handle.get_label() for handle in handles] == [
+        "core",
+        "shell",
+        "vessel",
+        "label",
+        "proposed",
+        "something else",
+    ]
+    colours = [structure_colour(value) for value in range(1, 9)]
+    assert len(set(colours)) == 8 and structure_colour(9) == colours[0]
+    assert [to_rgba(handle.get_color()) for handle in handles[:3]] == [to_rgba(colour) for colour in colours[:3]]
+    styles = report._line_styles(["label", "a", "b"])
+    assert styles["label"] == "solid" and styles["a"] != styles["b"]

@@ -1,0 +1,290 @@
+"""Checkpoints, the history and the metrics of cases, on the tiny trainer."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Engine, Events
+from ignite.metrics import Metric
+from monai.engines import SupervisedEvaluator
+from monai.handlers import LrScheduleHandler, ValidationHandler
+
+from common.training import handlers
+from common.training.handlers import LossProgressBar, RunCheckpoint, TrainingHistory
+from common.training.trainer import MethodTrainer
+from tests.tiny import TinyMethod, assert_same_to_the_bit, snapshot, tiny_trainer
+
+
+class Score(Metric):
+    """A metric that is what the function says."""
+
+    def __init__(self, value: Callable[[], float]) -> None:
+        self.value = value
+        super().__init__(output_transform=lambda output: None)
+
+    def reset(self) -> None:
+        pass
+
+    def update(self, output: Any) -> None:
+        pass
+
+    def compute(self) -> float:
+        return self.value()
+
+
+def tiny_validator(network: torch.nn.Module, value: Callable[[], float]) -> SupervisedEvaluator:
+    image = torch.zeros(1, 1, 8, 8)
+    return SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=[{"image": image, "label": image}],
+        network=network,
+        key_val_metric={"score": Score(value)},
+        decollate=False,
+    )
+
+
+class Run:
+    """A whole run, as a config puts it together: validator, scheduler, history, checkpoint."""
+
+    def __init__(
+        self, folder: Path, resume: bool = False, weights: int = 0, value: Any = None, every: int = 1, **arguments: Any
+    ) -> None:
+        torch.manual_seed(weights)
+        self.folder = folder
+        self.method = TinyMethod()
+        network = self.method.network
+        self.validator = tiny_validator(network, value or (lambda: next(network.parameters()).sum().item()))
+        self.trainer: MethodTrainer = tiny_trainer(self.method, **({"max_epochs": 4} | arguments))
+        self.scheduler = scheduler = torch.optim.lr_scheduler.StepLR(self.trainer.optimizer, 5, 0.5)
+        for handler in (
+            LrScheduleHandler(scheduler, print_lr=False, epoch_level=False),
+            ValidationHandler(every, self.validator),
+            TrainingHistory(folder / "history.csv", self.validator, tensorboard=False),
+            RunCheckpoint(folder, folder, network, self.validator, scheduler, resume),
+        ):
+            handler.attach(self.trainer)
+
+    def go(self) -> Run:
+        self.trainer.run()
+        return self
+
+    def fail_at(self, iteration: int) -> None:
+        def fail(engine: Engine) -> None:
+            raise InterruptedError(f"iteration {iteration}")
+
+        self.trainer.add_event_handler(Events.ITERATION_STARTED(once=iteration), fail)
+        with pytest.raises(InterruptedError):
+            self.trainer.run()
+
+    def load(self, name: str) -> Any:
+        return torch.load(self.folder / name, weights_only=True)
+
+    def history(self) -> list[dict[str, str]]:
+        with (self.folder / "history.csv").open() as file:
+            return list(csv.DictReader(file))
+
+
+# RunCheckpoint
+
+
+def test_a_run_leaves_its_weights(tmp_path: Path) -> None:
+    run = Run(tmp_path).go()
+    assert {path.name for path in tmp_path.iterdir()} == {"model.pt", "model_final.pt", "last.ckpt", "history.csv"}
+    assert_same_to_the_bit(run.load("model_final.pt"), snapshot(run.method.network))
+    last = run.load("last.ckpt")
+    assert (last["epoch"], last["iteration"]) == (4, 12)
+    assert_same_to_the_bit(last["method"], snapshot(run.method))
+
+
+def test_model_is_the_best_epochs(tmp_path: Path) -> None:
+    values = iter([0.1, 0.7, 0.3, 0.5])
+    run = Run(tmp_path, value=lambda: next(values))
+    weights: list[dict[str, torch.Tensor]] = []
+    run.trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda _: weights.append(snapshot(run.method.network)))
+    run.go()
+    assert_same_to_the_bit(run.load("model.pt"), weights[1])
+    last = run.load("last.ckpt")
+    assert (last["best_metric"], last["best_metric_epoch"]) == (0.7, 2)
+
+
+def test_validation_now_and_then(tmp_path: Path) -> None:
+    """An epoch without validation is never taken for the best."""
+    values = iter([0.2, 0.1])
+    run = Run(tmp_path, value=lambda: next(values), every=2)
+    weights: list[dict[str, torch.Tensor]] = []
+    run.trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda _: weights.append(snapshot(run.method.network)))
+    run.go()
+    assert_same_to_the_bit(run.load("model.pt"), weights[1])
+    validated = [(row["epoch"], row["value"]) for row in run.history() if row["name"] == "validation/score"]
+    assert validated == [("2", "0.2"), ("4", "0.1")]
+
+
+def test_a_run_without_validation_does_not_pass_off_an_earlier_model(tmp_path: Path) -> None:
+    Run(tmp_path).go()
+    run = Run(tmp_path, weights=1, every=100).go()
+    assert_same_to_the_bit(run.load("model.pt"), snapshot(run.method.network))
+
+
+@pytest.mark.parametrize("iteration", [4, 8, 9, 12])
+def test_resumed_is_the_same_as_uninterrupted(iteration: int, tmp_path: Path) -> None:
+    """Iterations 4 and 12 begin and end an epoch; 8 and 9 are within one."""
+    whole = Run(tmp_path / "whole").go()
+    Run(tmp_path / "broken").fail_at(iteration)
+    resumed = Run(tmp_path / "broken", resume=True, weights=1)
+    assert resumed.trainer.state.epoch == (iteration - 1) // 3
+    resumed.go()
+    assert_same_to_the_bit(snapshot(resumed.method), snapshot(whole.method))
+    expected, state = whole.load("last.ckpt"), resumed.load("last.ckpt")
+    torch.testing.assert_close(state.pop("optimizer"), expected.pop("optimizer"), rtol=0, atol=0)
+    assert_same_to_the_bit(state.pop("method"), expected.pop("method"))
+    assert state == expected
+    assert_same_to_the_bit(resumed.load("model.pt"), whole.load("model.pt"))
+    assert (tmp_path / "broken/history.csv").read_bytes() == (tmp_path / "whole/history.csv").read_bytes()
+
+
+def test_the_skips_of_a_run_are_counted_across_resuming(tmp_path: Path) -> None:
+    run = Run(tmp_path, max_epochs=1)
+    run.trainer.skipped_steps = 2
+    run.go()
+    assert Run(tmp_path, resume=True, max_epochs=1).trainer.skipped_steps == 2
+
+
+@pytest.mark.parametrize("changed", [{"max_epochs": 5}, {"epoch_length": 2}, {"seed": 7}])
+def test_resuming_another_schedule_is_refused(changed: dict[str, int], tmp_path: Path) -> None:
+    Run(tmp_path).go()
+    name, value = next(iter(changed.items()))
+    with pytest.raises(ValueError, match=rf"has {name} \d+, the config {value}.*--{name} \d+, or start a new run"):
+        Run(tmp_path, resume=True, **changed)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda run: run.trainer.optimizer.param_groups[0].update(initial_lr=3.0), "initial_lr .* 3.0"),
+        (lambda run: run.trainer.optimizer.param_groups[0].update(weight_decay=0.5), "weight_decay .* 0.5"),
+        (lambda run: setattr(run.scheduler, "step_size", 4), "has step_size .* 5, the config 4"),
+        (lambda run: setattr(run.method, "alpha", 4.0), "has alpha 3.0, the config 4.0"),
+        (lambda run: setattr(run.trainer.data_loader.batch_sampler, "sizes", [9, 9]), "has cases_per_batch"),
+    ],
+)
+def test_resuming_with_other_settings_is_refused(change: Any, message: str, tmp_path: Path) -> None:
+    """The checkpoint's state would silently overrule them."""
+    Run(tmp_path).go()
+    run = Run(tmp_path)  # looked at, not run
+    change(run)
+    with pytest.raises(ValueError, match=message + ".*settings that the run began with"):
+        RunCheckpoint(tmp_path, tmp_path, run.method.network, run.validator, run.scheduler, True).attach(run.trainer)
+
+
+def test_resuming_with_other_processes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Run(tmp_path).go()
+    monkeypatch.setattr(handlers.idist, "get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match="has processes 1, the config 2"):
+        Run(tmp_path, resume=True)
+
+
+def test_a_trainer_that_does_not_run_leaves_an_earlier_run_alone(tmp_path: Path) -> None:
+    """MONAI's ConfigWorkflow and MONAI Label build trainers to look at them."""
+    Run(tmp_path).go()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    Run(tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_new_run_with_tensorboard_sets_the_earlier_one_aside(tmp_path: Path) -> None:
+    for _ in range(2):
+        method = TinyMethod()
+        added = [TrainingHistory(tmp_path / "history.csv"), RunCheckpoint(tmp_path, tmp_path, method.network)]
+        tiny_trainer(method, max_epochs=1, train_handlers=added).run()
+    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1, "the new run's"
+    assert len(list((tmp_path / "previous").rglob("events.out.tfevents.*"))) == 1, "the earlier run's"
+
+
+def test_checkpoints_now_and_then_and_at_the_end(tmp_path: Path) -> None:
+    method = TinyMethod()
+    checkpoint = RunCheckpoint(tmp_path, tmp_path, method.network, save_interval=2)
+    trainer = tiny_trainer(method, max_epochs=3, train_handlers=[checkpoint])
+    epochs: list[int] = []
+    trainer.add_event_handler(
+        Events.EPOCH_COMPLETED,
+        lambda _: epochs.append(
+            torch.load(tmp_path / "last.ckpt")["epoch"] if (tmp_path / "last.ckpt").exists() else 0
+        ),
+    )
+    trainer.run()
+    assert epochs == [0, 2, 3]
+
+
+def test_other_processes_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handlers, "is_first_rank", lambda: False)
+    Run(tmp_path / "run").go()
+    assert not (tmp_path / "run").exists()
+
+
+# TrainingHistory
+
+
+def test_history_has_every_scalar_of_every_iteration(tmp_path: Path) -> None:
+    rows = Run(tmp_path).go().history()
+    assert list(rows[0]) == ["iteration", "epoch", "name", "value"]
+    names = {"loss/fit", "loss/size", "loss/total", "weight/fit", "weight/size", "monitor/mean", "learning_rate"}
+    for iteration in range(1, 13):
+        here = {row["name"]: row for row in rows if row["iteration"] == str(iteration)}
+        assert set(here) == (names | {"validation/score"} if iteration % 3 == 0 else names)
+        assert {row["epoch"] for row in here.values()} == {str((iteration - 1) // 3 + 1)}
+    assert all(math.isfinite(float(row["value"])) for row in rows)
+
+
+def test_history_has_the_learning_rate_of_the_step_taken(tmp_path: Path) -> None:
+    rates = [float(row["value"]) for row in Run(tmp_path).go().history() if row["name"] == "learning_rate"]
+    assert rates == pytest.approx([rates[0]] * 5 + [rates[0] / 2] * 5 + [rates[0] / 4] * 2)  # StepLR(5, 0.5)
+
+
+def test_history_is_kept_when_training_fails(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.fail_at(5)
+    assert {row["iteration"] for row in run.history()} == {"1", "2", "3", "4"}
+
+
+def test_a_new_run_starts_a_new_history(tmp_path: Path) -> None:
+    Run(tmp_path).go()
+    run = Run(tmp_path, max_epochs=1).go()
+    assert {row["epoch"] for row in run.history()} == {"1"}
+    kept = list((tmp_path / "previous").rglob("history.csv"))
+    assert len(kept) == 1 and kept[0].read_text().count("loss/total") == 12
+
+
+def test_tensorboard_gets_the_same(tmp_path: Path) -> None:
+    history = TrainingHistory(tmp_path / "history.csv")
+    tiny_trainer(max_epochs=1, train_handlers=[history]).run()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == {name for _, _, name, _ in history.rows}
+    expected = [value for _, _, name, value in history.rows if name == "loss/total"]
+    assert [event.value for event in events.Scalars("loss/total")] == pytest.approx(expected)
+
+
+# LossProgressBar
+
+
+def test_the_progress_bar_shows_every_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_trainer(max_epochs=1, train_handlers=[LossProgressBar()]).run()
+    shown = capsys.readouterr().err
+    assert all(f"{name}=" in shown for name in ("fit", "size", "total"))
+    assert "weight" not in shown and "monitor" not in shown
+
+
+def test_one_process_alone_shows_a_progress_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handlers, "is_first_rank", lambda: False)
+    tiny_trainer(max_epochs=1, train_handlers=[LossProgressBar()]).run()
+    assert "fit=" not in capsys.readouterr().err
