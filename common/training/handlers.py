@@ -14,9 +14,26 @@ from ignite.handlers import ProgressBar
 
 from ..files import atomic_path, save_atomically
 from ..settings import switch
-from .runs import FINAL_FILE, RESUME_FILE, is_first_rank, start_run
+from .lock import lock_folders
+from .runs import FINAL_FILE, RESUME_FILE, is_first_rank, read_saved, refuse_non_finite, start_run
 
 HISTORY_COLUMNS = ("iteration", "epoch", "name", "value")
+#: what a checkpoint for resuming holds, and of which type
+CHECKPOINT = {
+    "method": dict,
+    "optimizer": dict,
+    "scaler": dict,
+    "epoch": int,
+    "iteration": int,
+    "epoch_length": int,
+    "max_epochs": int,
+    "seed": int,
+    "processes": int,
+    "cases_per_batch": list,
+    "method_settings": dict,
+    "skipped_steps": int,
+}
+NO_RESUMING = "Fix: start a new run without --resume, or put back a last.ckpt that is whole."
 
 
 class LossProgressBar:
@@ -108,7 +125,8 @@ class TrainingHistory:
             self._writer.close()
 
     def _fail(self, engine: Engine, error: BaseException) -> None:
-        self._write()
+        if self.rows:  # else the run was refused before its first step, and the file is another run's
+            self._write()
         self._close(engine)
         raise error
 
@@ -122,7 +140,9 @@ class RunCheckpoint:
     at any moment and resumed is the same as one that was not. All are written atomically.
 
     A new run first sets aside, when it starts, what an earlier one left in its folders, see
-    :func:`~common.training.runs.start_run`.
+    :func:`~common.training.runs.start_run`. While it runs no other process trains in these folders, see
+    :func:`~common.training.lock.lock_folders`. A run that was killed after its last epoch, before ``model_final.pt``
+    was written, writes it when it is resumed.
 
     Attach it last.
 
@@ -159,13 +179,18 @@ class RunCheckpoint:
         """Attach to a :class:`~common.training.trainer.MethodTrainer` and, when resuming, load its state."""
         self._method_settings = _plain(vars(engine.method))
         if self.resume:
-            start_run(self.folder, self.output_dir, resume=True)
+            self._start(engine)
             self._load(engine)
         if is_first_rank():
             if not self.resume:  # not before it runs: a config that is only looked at must not touch an earlier run
-                engine.add_event_handler(Events.STARTED, lambda: start_run(self.folder, self.output_dir))
+                engine.add_event_handler(Events.STARTED, self._start)
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
             engine.add_event_handler(Events.COMPLETED, self._completed)
+
+    def _start(self, engine: Any) -> None:
+        if is_first_rank():
+            engine.resources.push(lock_folders(self.folder, self.output_dir))
+        start_run(self.folder, self.output_dir, self.resume)
 
     def _epoch(self, engine: Any) -> None:
         validator = self.validator
@@ -175,10 +200,13 @@ class RunCheckpoint:
             save_atomically(self._state(engine), self.folder / RESUME_FILE)
 
     def _completed(self, engine: Any) -> None:
+        best = self.folder / "model.pt"
         save_atomically(self.network.state_dict(), self.folder / FINAL_FILE)
         if self.validator is not None and self.validator.state.best_metric_epoch == -1:
             # else an earlier run's model.pt would pass for this one's
-            save_atomically(self.network.state_dict(), self.folder / "model.pt")
+            save_atomically(self.network.state_dict(), best)
+        elif not best.exists():  # written before last.ckpt: someone has removed it since
+            engine.logger.warning(f"{best}: the best epoch's weights are gone; {FINAL_FILE} has the last epoch's.")
 
     def _state(self, engine: Any) -> dict[str, Any]:
         state = {
@@ -205,7 +233,7 @@ class RunCheckpoint:
 
     def _load(self, engine: Any) -> None:
         path = self.folder / RESUME_FILE
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = self._read(path)
         for key in ("epoch_length", "max_epochs", "seed"):
             if state[key] != getattr(engine.state, key):
                 raise ValueError(
@@ -219,17 +247,45 @@ class RunCheckpoint:
                     f"{path}: the run has {name} {was}, the config {now[name]}, which would be lost or change its "
                     "course. Fix: give the settings that the run began with, or start a new run."
                 )
-        engine.method.load_state_dict(state["method"])
-        engine.optimizer.load_state_dict(state["optimizer"])
-        engine.scaler.load_state_dict(state["scaler"])
+        parts = {"method": engine.method, "optimizer": engine.optimizer, "scaler": engine.scaler}
+        if self.lr_scheduler is not None:
+            parts["lr_scheduler"] = self.lr_scheduler
+        for name, part in parts.items():
+            _load_part(part, name, state[name], path)
         engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
         engine.skipped_steps = state["skipped_steps"]
-        if self.lr_scheduler is not None:
-            self.lr_scheduler.load_state_dict(state["lr_scheduler"])
         if self.validator is not None:
             self.validator.state.best_metric = state["best_metric"]
             self.validator.state.best_metric_epoch = state["best_metric_epoch"]
         engine.logger.info(f"Resumed {path} after epoch {state['epoch']} of {state['max_epochs']}.")
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        """A checkpoint that has all that this run needs."""
+        state = read_saved(path, "checkpoint of a run", NO_RESUMING)
+        needed: dict[str, Any] = dict(CHECKPOINT)
+        if self.lr_scheduler is not None:
+            needed["lr_scheduler"] = dict
+        if self.validator is not None:
+            needed |= {"best_metric": float, "best_metric_epoch": int}
+        lacking = [key for key, kind in needed.items() if not isinstance(state.get(key), kind)]
+        if "optimizer" not in lacking and not isinstance(state["optimizer"].get("param_groups"), list):
+            lacking.append("optimizer")
+        if lacking:
+            raise ValueError(f"{path}: is no whole checkpoint: it lacks {', '.join(lacking)}. {NO_RESUMING}")
+        refuse_non_finite(state["method"], path, NO_RESUMING)
+        return state
+
+
+def _load_part(part: Any, name: str, state: dict[str, Any], path: Path) -> None:
+    try:
+        part.load_state_dict(state)
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        # torch lists every tensor that differs, one a line, after a line that says nothing
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ValueError(
+            f"{path}: its {name} is not the config's: {' '.join(lines[-1:])[:300]} Fix: give the config and settings "
+            "that the run began with, or start a new run."
+        ) from error
 
 
 def _plain(attributes: dict[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,12 @@
-"""Weights and runs on disk: nothing that a run leaves is overwritten in silence."""
+"""Weights and runs on disk: nothing that a run leaves is overwritten in silence, nothing damaged is loaded."""
 
 from __future__ import annotations
 
 import logging
 import os
-import pickle
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -109,6 +109,43 @@ def start_results(folder: str | os.PathLike[str]) -> None:
         logger.warning(f"Earlier results are kept in {kept}.")
 
 
+def read_saved(path: str | os.PathLike[str], what: str, fix: str) -> dict[str, Any]:
+    """Read what ``torch.save`` wrote, tensors and plain values only, and see that no byte of it has changed since.
+
+    Args:
+        path: the file.
+        what: what it should be, for messages.
+        fix: what to do if it is not, for messages; ends in a full stop.
+
+    Raises:
+        ValueError: when the file is cut, damaged, or something else.
+    """
+    damaged = None
+    with open(path, "rb"):  # a file that may not be read says so itself
+        pass
+    try:
+        # torch writes a checksum of each tensor, but does not look at it when it reads
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+        content: Any = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a parser meets in bytes that are none of torch's
+        raise ValueError(f"{path}: this is no {what}. {fix}") from error
+    if damaged:
+        raise ValueError(f"{path}: is damaged: the checksum of {damaged} is wrong. {fix}")
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}. {fix}")
+    return content
+
+
+def refuse_non_finite(state: dict[str, Any], path: str | os.PathLike[str], fix: str) -> None:
+    """Raise a ValueError that names the first tensor of a state dict with values that are NaN or infinite."""
+    for name, value in state.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
+            wrong = int(value.numel() - torch.isfinite(value).sum())
+            raise ValueError(f"{path}: {name} has {wrong} of {value.numel()} values that are NaN or infinite. {fix}")
+
+
 def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     """Load trained weights into a network.
 
@@ -121,30 +158,32 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when the file holds no weights, or those of another network; the message names what differs.
+        ValueError: when the file holds no weights, damaged ones, or those of another network; the message names what
+            differs.
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"{path}: no trained weights here. Fix: train first, or give the run's --ckpt_dir.")
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path}: this is no file of weights. Fix: give a model.pt that training wrote.") from error
-    if not isinstance(state, dict):
-        raise ValueError(f"{path}: holds a {type(state).__name__}. Fix: give a model.pt that training wrote.")
+    fix = "Fix: give a model.pt that training wrote."
+    state = read_saved(path, "file of weights", fix)
     for key in ("model", "network"):
         if key in state and isinstance(state[key], dict):
             state = state[key]
     expected = network.state_dict()
     differing = [
-        f"{name}: {tuple(state[name].shape)} in the file, {tuple(value.shape)} in the network"
+        f"{name}: {_shape(state[name])} in the file, {tuple(value.shape)} in the network"
         for name, value in expected.items()
-        if name in state and state[name].shape != value.shape
+        if name in state and _shape(state[name]) != tuple(value.shape)
     ]
-    strange = sorted(set(expected) ^ set(state))
+    strange = sorted(map(str, set(expected) ^ set(state)))
     if differing or strange:
         raise ValueError(
             f"{path}: these weights are of another network ({'; '.join([*differing, *strange][:3])}). "
             "Fix: give the --num_classes and --in_channels of the training."
         )
+    refuse_non_finite(state, path, fix)
     network.load_state_dict(state)
     return network
+
+
+def _shape(value: Any) -> tuple[int, ...] | str:
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,7 @@ class MethodTrainer(Trainer):
         self.max_gradient_norm = max_gradient_norm
         self.max_skipped_steps = max_skipped_steps
         self.skipped_steps = 0
+        self.resources = ExitStack()  # what handlers hold for the time of a run
         super().__init__(
             device=device,
             max_epochs=max_epochs,
@@ -121,14 +123,16 @@ class MethodTrainer(Trainer):
         self._register_handlers(train_handlers or [])
 
     def run(self) -> None:
-        """Train, or say that a resumed training is already complete."""
-        if self.state.epoch >= self.state.max_epochs:
-            self.logger.info(
-                f"Training is already complete: {self.state.epoch} of {self.state.max_epochs} epochs. "
-                "To train longer, start a new run with more max_epochs."
-            )
-            return
-        Workflow.run(self)  # MONAI's Trainer.run would replace the scaler, and with it a resumed state
+        """Train, or say that a resumed training is already complete and let handlers write what a kill left undone."""
+        with self.resources:
+            if self.state.epoch >= self.state.max_epochs:
+                self.logger.info(
+                    f"Training is already complete: {self.state.epoch} of {self.state.max_epochs} epochs. "
+                    "To train longer, start a new run with more max_epochs."
+                )
+                self.fire_event(Events.COMPLETED)
+                return
+            Workflow.run(self)  # MONAI's Trainer.run would replace the scaler, and with it a resumed state
 
     def _begin_epoch(self) -> None:
         seed = int(np.random.SeedSequence((self.state.seed, self.state.epoch, self.state.rank)).generate_state(1)[0])

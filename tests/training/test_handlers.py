@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ from monai.handlers import LrScheduleHandler, ValidationHandler
 
 from common.training import handlers
 from common.training.handlers import LossProgressBar, RunCheckpoint, TrainingHistory
+from common.training.lock import LOCK_FILE, FolderInUseError, FolderLock
 from common.training.trainer import MethodTrainer
 from tests.tiny import TinyMethod, assert_same_to_the_bit, snapshot, tiny_trainer
 
@@ -62,11 +67,12 @@ class Run:
         self.validator = tiny_validator(network, value or (lambda: next(network.parameters()).sum().item()))
         self.trainer: MethodTrainer = tiny_trainer(self.method, **({"max_epochs": 4} | arguments))
         self.scheduler = scheduler = torch.optim.lr_scheduler.StepLR(self.trainer.optimizer, 5, 0.5)
+        self.checkpoint = RunCheckpoint(folder, folder, network, self.validator, scheduler, resume)
         for handler in (
             LrScheduleHandler(scheduler, print_lr=False, epoch_level=False),
             ValidationHandler(every, self.validator),
             TrainingHistory(folder / "history.csv", self.validator, tensorboard=False),
-            RunCheckpoint(folder, folder, network, self.validator, scheduler, resume),
+            self.checkpoint,
         ):
             handler.attach(self.trainer)
 
@@ -180,6 +186,148 @@ def test_resuming_with_other_settings_is_refused(change: Any, message: str, tmp_
     change(run)
     with pytest.raises(ValueError, match=message + ".*settings that the run began with"):
         RunCheckpoint(tmp_path, tmp_path, run.method.network, run.validator, run.scheduler, True).attach(run.trainer)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def flip_a_byte(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    place = raw.find(torch.load(path, weights_only=True)["method"]["network.layers.0.weight"].numpy().tobytes())
+    assert place > 0
+    raw[place + 3] ^= 1
+    path.write_bytes(raw)
+
+
+def hostile(path: Path) -> None:
+    class Command:
+        def __reduce__(self) -> tuple[Any, tuple[str]]:
+            return os.mkdir, (str(path.parent / "was run"),)
+
+    torch.save({"method": Command()}, path)
+
+
+def changed(**values: Any) -> Callable[[Path], None]:
+    """Replace entries of a checkpoint; None removes them."""
+
+    def change(path: Path) -> None:
+        state = torch.load(path, weights_only=True) | values
+        torch.save({key: value for key, value in state.items() if value is not None}, path)
+
+    return change
+
+
+def not_finite(path: Path) -> None:
+    state = torch.load(path, weights_only=True)
+    state["method"]["network.layers.0.bias"][0] = torch.nan
+    torch.save(state, path)
+
+
+START_ANEW = "Fix: start a new run without --resume, or put back a last.ckpt that is whole."
+BROKEN = {
+    "cut": (cut, "last.ckpt: this is no checkpoint of a run. " + START_ANEW),
+    "empty": (lambda path: path.write_bytes(b""), "last.ckpt: this is no checkpoint of a run. " + START_ANEW),
+    "text": (lambda path: path.write_text("epoch 3"), "last.ckpt: this is no checkpoint of a run. " + START_ANEW),
+    "hostile": (hostile, "last.ckpt: this is no checkpoint of a run. " + START_ANEW),
+    "a flipped byte": (flip_a_byte, r"last.ckpt: is damaged: the checksum of \S+ is wrong. " + START_ANEW),
+    "a list": (lambda path: torch.save([1], path), "last.ckpt: holds a list. " + START_ANEW),
+    "weights": (
+        lambda path: torch.save({"weight": torch.zeros(2)}, path),
+        "is no whole checkpoint: it lacks method, optimizer, scaler, epoch, .*" + START_ANEW,
+    ),
+    "keys gone": (changed(scaler=None, lr_scheduler=None), "it lacks scaler, lr_scheduler. " + START_ANEW),
+    "wrong type": (changed(epoch="two", optimizer={}), "it lacks epoch, optimizer. " + START_ANEW),
+    "NaN": (not_finite, r"network.layers.0.bias has 1 of 2 values that are NaN or infinite. " + START_ANEW),
+    "other method": (
+        changed(method={"encoder.weight": torch.zeros(2)}),
+        "its method is not the config's: .*encoder.weight.* Fix: give the config and settings that the run began with",
+    ),
+    "other network": (
+        changed(method=TinyMethod().state_dict() | {"network.layers.0.bias": torch.zeros(5)}),
+        r"its method is not the config's: size mismatch for network.layers.0.bias.*torch.Size\(\[5\]\)",
+    ),
+    "other optimiser": (
+        changed(optimizer={"param_groups": [], "state": {}}),
+        "its optimizer is not the config's: .* Fix: give the config and settings that the run began with",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_checkpoint_is_told(name: str, tmp_path: Path) -> None:
+    Run(tmp_path).go()
+    spoil, message = BROKEN[name]
+    spoil(tmp_path / "last.ckpt")
+    with pytest.raises(ValueError, match=message):
+        Run(tmp_path, resume=True)
+    assert not (tmp_path / "was run").exists()
+
+
+@pytest.mark.parametrize("every", [1, 100])
+def test_a_run_killed_before_its_final_weights_writes_them_when_resumed(every: int, tmp_path: Path) -> None:
+    """With a best epoch before the last, and (every = 100) without any validation."""
+    values = {name: iter([0.1, 0.7, 0.3, 0.5]) for name in ("whole", "broken")}
+    Run(tmp_path / "earlier", weights=1, every=100).go()
+    folders = {name: tmp_path / name for name in values}
+    for name, folder in folders.items():
+        folder.mkdir()
+        for weights in ("model.pt", "model_final.pt"):  # an earlier run's, which must not pass for this one's
+            (folder / weights).write_bytes((tmp_path / "earlier" / weights).read_bytes())
+        run = Run(folder, value=lambda name=name: next(values[name]), every=every)
+        if name == "broken":
+            run.trainer.remove_event_handler(run.checkpoint._completed, Events.COMPLETED)
+        run.go()
+    final = [folders[name] / "model_final.pt" for name in ("broken", "whole")]
+    assert final[0].read_bytes() != final[1].read_bytes()
+    steps = Run(folders["broken"], resume=True, weights=2, every=every).go().method.steps
+    assert steps == 0, "nothing is left to train"
+    for weights in ("model.pt", "model_final.pt"):
+        found, expected = (torch.load(folders[name] / weights, weights_only=True) for name in ("broken", "whole"))
+        assert_same_to_the_bit(found, expected)
+
+
+def test_a_best_model_that_is_gone_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    values = iter([0.1, 0.7, 0.3, 0.5])
+    Run(tmp_path, value=lambda: next(values)).go()
+    (tmp_path / "model.pt").unlink()
+    run = Run(tmp_path, resume=True)
+    run.trainer.logger.propagate = True
+    run.go()
+    assert "model.pt: the best epoch's weights are gone; model_final.pt has the last epoch's" in caplog.text
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_second_training_in_a_folder_is_refused(resume: bool, tmp_path: Path) -> None:
+    Run(tmp_path).go()
+    other = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    try:
+        lock = FolderLock(tmp_path)
+        lock.owner = dataclasses.replace(lock.owner, process=other.pid, birth=0)
+        lock.acquire()
+        before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+        with pytest.raises(FolderInUseError, match=f"another training writes to this folder .process {other.pid} on"):
+            Run(tmp_path, resume=resume).go()
+        assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    finally:
+        other.communicate()
+    Run(tmp_path, resume=resume).go()  # its lock is stale now
+    assert not (tmp_path / LOCK_FILE).exists()
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_the_folder_is_free_however_a_run_ends(error: type[BaseException], tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    held: list[bool] = []
+
+    def fail(engine: Engine) -> None:
+        held.append((tmp_path / LOCK_FILE).exists())
+        raise error
+
+    run.trainer.add_event_handler(Events.ITERATION_STARTED(once=4), fail)
+    with pytest.raises(error):
+        run.trainer.run()
+    assert held == [True] and not (tmp_path / LOCK_FILE).exists()
 
 
 def test_resuming_with_other_processes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,6 +154,41 @@ def test_a_broken_file_is_told_from_weights(content: bytes, tmp_path: Path) -> N
         load_weights(nn.Linear(2, 3), tmp_path / "model.pt")
 
 
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s}])
+def test_a_flipped_byte_is_found(wrap: Any, tmp_path: Path) -> None:
+    trained, path = nn.Linear(20, 30), tmp_path / "model.pt"
+    torch.save(wrap(trained.state_dict()), path)
+    raw = bytearray(path.read_bytes())
+    raw[raw.find(trained.weight.detach().numpy().tobytes()) + 1000] ^= 1
+    path.write_bytes(raw)
+    torch.load(path, weights_only=True)  # torch does not mind
+    with pytest.raises(ValueError, match=r"model.pt: is damaged: the checksum of .*/data/\d+ is wrong. Fix: give a"):
+        load_weights(nn.Linear(20, 30), path)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_refused(value: float, tmp_path: Path) -> None:
+    trained = nn.Linear(2, 3)
+    trained.bias.data[1] = value
+    torch.save(trained.state_dict(), tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="model.pt: bias has 1 of 3 values that are NaN or infinite. Fix: give"):
+        load_weights(nn.Linear(2, 3), tmp_path / "model.pt")
+
+
+def test_weights_of_an_older_format_are_read(tmp_path: Path) -> None:
+    """Before its zip format torch wrote bare pickles, which hold no checksum."""
+    trained, network = nn.Linear(2, 3), nn.Linear(2, 3)
+    torch.save(trained.state_dict(), tmp_path / "model.pt", _use_new_zipfile_serialization=False)
+    load_weights(network, tmp_path / "model.pt")
+    assert_same_to_the_bit(network.state_dict(), trained.state_dict())
+
+
+def test_entries_that_are_no_tensors_are_named(tmp_path: Path) -> None:
+    torch.save({"weight": "text", "bias": torch.zeros(3)}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"weight: str in the file, \(3, 2\) in the network"):
+        load_weights(nn.Linear(2, 3), tmp_path / "model.pt")
+
+
 def test_a_tensor_alone_is_no_weights(tmp_path: Path) -> None:
     torch.save(torch.zeros(2), tmp_path / "model.pt")
     with pytest.raises(ValueError, match=r"model.pt: holds a Tensor"):

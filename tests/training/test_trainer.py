@@ -17,6 +17,7 @@ from monai.handlers import from_engine
 from torch import distributed
 
 from common.training.handlers import RunCheckpoint
+from common.training.lock import LOCK_FILE
 from common.training.method import LossTerm, MethodOutput, Progress
 from common.training.trainer import MethodTrainer, NonFiniteLossError, resolve_precision
 from tests.tiny import TinyCases, TinyMethod, assert_same_to_the_bit, snapshot, tiny_loader, tiny_trainer
@@ -145,7 +146,8 @@ def test_nan_loss_names_term_and_cases_and_leaves_the_checkpoint(tmp_path: Path)
 
     def poison(_: Any) -> None:
         cases.poisoned = (4,)
-        saved.update({path.name: path.read_bytes() for path in (tmp_path / "models").iterdir()})
+        written = [path for path in (tmp_path / "models").iterdir() if path.name != LOCK_FILE]
+        saved.update({path.name: path.read_bytes() for path in written})
 
     trainer.add_event_handler(Events.EPOCH_COMPLETED(once=1), poison)
     with pytest.raises(NonFiniteLossError, match="The last checkpoint is untouched") as caught:
