@@ -29,7 +29,7 @@ class Owner:
         host: name of its machine.
         process: its number there.
         started: when the lock was taken, local time.
-        birth: when the process began, in the kernel's ticks, 0 if unknown; tells it from a later one of the same number.
+        birth: when the process began, in the kernel's ticks, 0 if unknown: tells it from a later one of that number.
     """
 
     host: str

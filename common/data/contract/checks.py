@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -19,7 +19,18 @@ from .dataset import SegmentationData
 from .faults import Fault
 from .names import shared_names
 from .records import SECTIONS
-from .volumes import Header, Report, check_image, compare_geometry, count_values, read_header, read_voxels
+from .scribbles import check_scribble, one_sided
+from .volumes import (
+    Header,
+    Report,
+    check_image,
+    check_resampled,
+    check_size,
+    compare_geometry,
+    count_values,
+    read_header,
+    read_voxels,
+)
 
 WORKERS = min(8, os.cpu_count() or 1)
 
@@ -36,6 +47,7 @@ class Case:
         channels: number of image channels.
         intensities: smallest and largest value of the image, None if unknown.
         counts: voxels of each label value, of ``label``, of the first of ``labels``, or of ``scribble``.
+        marked: label values that ``scribble`` marks.
         digest: hash of the image's voxels; equal for copies of one image.
         faults: what is wrong.
         notes: what is odd but allowed.
@@ -48,6 +60,7 @@ class Case:
     channels: int = 0
     intensities: tuple[float, float] | None = None
     counts: dict[int, int] | None = None
+    marked: set[int] = field(default_factory=set)
     digest: str = ""
     faults: list[Fault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -60,7 +73,10 @@ class Case:
 
 
 def check_records(
-    data: SegmentationData, in_channels: int | None = None, spatial_dims: int | None = None
+    data: SegmentationData,
+    in_channels: int | None = None,
+    spatial_dims: int | None = None,
+    spacing: Sequence[float] | None = None,
 ) -> list[Fault]:
     """Open every file of a data set and look for faults; notes are added to ``data.notes``.
 
@@ -68,11 +84,12 @@ def check_records(
         data: the data set.
         in_channels: image channels of the network, None for any number.
         spatial_dims: axes that images must have, None for any number.
+        spacing: voxel size in mm that images will be resampled to, None if that is not known.
 
     Returns:
         all faults.
     """
-    cases = inspect_cases(data, in_channels)
+    cases = inspect_cases(data, in_channels, spacing)
     data.notes += [note for case in cases for note in case.notes]
     faults = [fault for case in cases for fault in case.faults] + compare_cases(data, cases, in_channels)
     return faults + other_axes(data, cases, spatial_dims)
@@ -90,27 +107,30 @@ def other_axes(data: SegmentationData, cases: list[Case], spatial_dims: int | No
     return []
 
 
-def inspect_cases(data: SegmentationData, in_channels: int | None = None) -> list[Case]:
+def inspect_cases(
+    data: SegmentationData, in_channels: int | None = None, spacing: Sequence[float] | None = None
+) -> list[Case]:
     """Open the files of every record, several records at a time.
 
     Args:
         data: the data set.
         in_channels: image channels of the network, None for any number; tells channels from a time series.
+        spacing: voxel size in mm that images will be resampled to, None if that is not known.
 
     Returns:
         one entry a record, with its faults.
     """
     cases = [Case(section, record) for section in SECTIONS for record in data.section(section)]
     with ThreadPoolExecutor(WORKERS) as pool:
-        done = pool.map(lambda case: _inspect(case, data, in_channels), cases)
+        done = pool.map(lambda case: _inspect(case, data, in_channels, spacing), cases)
         # disable=None: no bar where nobody watches
         for _ in tqdm(done, total=len(cases), desc="checking data", leave=False, disable=None):
             pass
     return cases
 
 
-def _inspect(case: Case, data: SegmentationData, in_channels: int | None) -> None:
-    image = _inspect_image(case, data, in_channels)
+def _inspect(case: Case, data: SegmentationData, in_channels: int | None, spacing: Sequence[float] | None) -> None:
+    image = _inspect_image(case, data, in_channels, spacing)
     record = case.record
     if "label" in record:
         case.counts = _inspect_label(case, data, "label", record["label"], image, set(data.labels))
@@ -124,16 +144,17 @@ def _inspect(case: Case, data: SegmentationData, in_channels: int | None) -> Non
     if "scribble" in record:
         allowed = {*data.labels, data.scribble_unlabelled_value} if data.labels else set()
         counts = _inspect_label(case, data, "scribble", record["scribble"], image, allowed)
-        if counts is not None and set(counts) == {data.scribble_unlabelled_value}:
-            what = f"the scribble marks no voxel: all are {data.scribble_unlabelled_value} (unlabelled)"
-            fix = "draw scribbles, or remove `scribble` from the record"
-            case.faults.append(Fault(_where(data, record["scribble"], case, "scribble"), what, fix))
+        if counts is not None:
+            report = _reporter(case, data, record["scribble"], "scribble")
+            case.marked = check_scribble(counts, data.scribble_unlabelled_value, report)
         case.counts = case.counts or counts
     if "reference" in record:
         _inspect_label(case, data, "reference", record["reference"], image, set(data.labels))
 
 
-def _inspect_image(case: Case, data: SegmentationData, in_channels: int | None) -> Header | None:
+def _inspect_image(
+    case: Case, data: SegmentationData, in_channels: int | None, spacing: Sequence[float] | None
+) -> Header | None:
     """Check all channels; returns the geometry of the first file."""
     value = case.record["image"]
     paths = value if isinstance(value, list) else [value]
@@ -147,6 +168,9 @@ def _inspect_image(case: Case, data: SegmentationData, in_channels: int | None) 
         if headers:
             compare_geometry(header, headers[0], f"the first channel {Path(paths[0]).name}", report)
         headers.append(header)
+        check_size(header, report, _reporter(case, data, path, "image", as_note=True))
+        if spacing is not None:
+            check_resampled(header, spacing, report)
         _check_fourth_axis(header, data, in_channels, len(paths), report)
         voxels = read_voxels(header, report)
         if voxels is None:
@@ -232,13 +256,16 @@ def compare_cases(data: SegmentationData, cases: list[Case], in_channels: int | 
         the faults.
     """
     faults = [*_duplicates(data, cases), *_same_names(data, cases), *_leaks(cases), *_uneven(data, cases)]
+    training = [case for case in cases if case.section == "training"]
+    if not any(key in case.record for case in training for key in ("label", "labels")):
+        faults += one_sided([case.marked for case in training], data.labels)
     _note_copies(data, cases)
     counted = Counter(case.channels for case in cases if case.channels)
     if in_channels is not None and len(counted) == 1 and in_channels not in counted:
         channels = next(iter(counted))
         what = f"images have {channels} channel{'s' * (channels > 1)}, the network takes {in_channels}"
         faults.append(Fault("dataset", what, f"use --in_channels {channels}"))
-    seen = {value for case in cases if case.section == "training" for value in case.counts or {}}
+    seen = {value for case in training for value in case.counts or {}}
     if seen:
         for value in sorted(set(data.labels) - seen - {0}):
             data.notes.append(f"structure {value} ({data.labels[value]}) is in no training label")
@@ -333,8 +360,10 @@ def _within_sections(groups: dict[str, list[Case]]) -> Iterator[tuple[tuple[str,
                 yield (section, value), members
 
 
-def _reporter(case: Case, data: SegmentationData, path: str, key: str) -> Report:
+def _reporter(case: Case, data: SegmentationData, path: str, key: str, as_note: bool = False) -> Report:
     where = _where(data, path, case, key)
+    if as_note:
+        return lambda what, fix: case.notes.append(f"{where}: {what}; {fix}")
     return lambda what, fix: case.faults.append(Fault(where, what, fix))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shlex
@@ -12,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from .faults import DataError, Fault
-from .records import SECTIONS, normalise_labels, parse_sections
+from .records import SECTIONS, normalise_labels, normalise_names, parse_sections
+from .strict_json import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -116,10 +116,8 @@ def read_data(
         what = f"scribble_unlabelled_value {unlabelled} is also the label value of '{labels[unlabelled]}'"
         faults.append(Fault(datalist, what, "use a value that is no label, such as 255"))
         unlabelled = 255  # so that this one mistake is not told once more for each scribble
-    data = SegmentationData(root, str(content.get("name", root.name)), labels, unlabelled)
-    names = content.get("channel_names", content.get("modality"))
-    if isinstance(names, dict | list):
-        data.channels = [str(name) for name in (names.values() if isinstance(names, dict) else names)]
+    name, channels = normalise_names(content, root.name, datalist, faults)
+    data = SegmentationData(root, name, labels, unlabelled, channels=channels)
     for section, records in parse_sections(content, root, faults, data.notes).items():
         setattr(data, section, records)
         for record in records:
@@ -141,10 +139,7 @@ def load_json(root: Path, datalist: str) -> dict[str, Any]:
         others = sorted(entry.name for entry in root.glob("*.json"))
         fix = f"name it with --datalist, here: {', '.join(others)}" if others else "see `python -m common.data convert`"
         raise DataError([Fault(str(path), "there is no such file", fix)])
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError([Fault(str(path), f"cannot be read as JSON ({error})", "correct the file there")]) from error
+    content = read_json(path, "correct the file there")
     if not isinstance(content, dict):
         what = f"holds a {type(content).__name__} where an object is expected"
         raise DataError([Fault(str(path), what, 'write {"name": ..., "labels": {...}, "training": [...], ...}')])

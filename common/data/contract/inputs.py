@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ from ...errors import tell_the_cause_last
 from .checks import check_records
 from .dataset import SegmentationData
 from .faults import DataError, Fault
-from .names import shared_names
+from .names import case_name, shared_names
 from .open import open_data
+from .strict_json import read_json
 
 NIFTI = (".nii", ".nii.gz")
+logger = logging.getLogger(__name__)
 
 
 def images_to_segment(
@@ -24,6 +28,7 @@ def images_to_segment(
     phantom_dir: str | os.PathLike[str] = "data/phantom",
     in_channels: int | None = None,
     spatial_dims: int | None = None,
+    spacing: Sequence[float] | None = None,
     output_dir: str | os.PathLike[str] | None = None,
 ) -> list[dict[str, Any]]:
     """List the images to segment, all of them opened and checked.
@@ -36,7 +41,9 @@ def images_to_segment(
         phantom_dir: where the phantom is.
         in_channels: image channels of the network; None takes any number.
         spatial_dims: axes that images must have; None takes any number.
-        output_dir: where results go; of a folder of images, what is in there is left out.
+        spacing: voxel size in mm that images will be resampled to; None if they are not.
+        output_dir: where results go; of a folder of images, what is in there is left out, and so are results of
+            earlier inferences elsewhere in it.
 
     Returns:
         records with ``image``: an absolute path, or a list of them for several channels.
@@ -54,7 +61,7 @@ def images_to_segment(
         raise DataError([Fault(name, f"{what}: {', '.join(images[:3])}", fix) for name, images in shared.items()])
     images = [{"image": record["image"], "group": str(record["image"])} for record in records]
     data = SegmentationData(Path.cwd(), "images", {}, test=images)
-    if faults := check_records(data, in_channels, spatial_dims):
+    if faults := check_records(data, in_channels, spatial_dims, spacing):
         raise DataError(faults)
     return records
 
@@ -77,22 +84,44 @@ def _list(
         raise DataError(
             [Fault(str(source), "there is no such file or folder", "give a NIfTI file or a folder of them")]
         )
-    # names that begin with a dot are no images: macOS leaves such beside every file, and so does an unfinished output
-    inside = sorted(p for p in path.rglob("*") if p.name.endswith(NIFTI) and not p.name.startswith("."))
-    results = None if output_dir is None else Path(output_dir).absolute()
-    found = [path] if path.is_file() else [p for p in inside if results is None or not p.is_relative_to(results)]
+    if path.is_file():
+        found = [path]
+    else:
+        # names that begin with a dot are no images: macOS leaves such beside every file, so does an unfinished output
+        inside = sorted(p for p in path.rglob("*") if p.name.endswith(NIFTI) and not p.name.startswith("."))
+        found = _without_results(inside, path, None if output_dir is None else Path(output_dir).absolute())
     if not found or not found[0].name.endswith(NIFTI):
         raise DataError([Fault(str(source), "no NIfTI image here", "give a file that ends in .nii or .nii.gz")])
     return [{"image": str(image)} for image in found]
 
 
+def _without_results(files: list[Path], folder: Path, output_dir: Path | None) -> list[Path]:
+    """Leave out what lies in the folder of results, and elsewhere what an inference has written of one of the images.
+
+    That is ``<case>/<case>_<what it shows>.nii.gz``, with ``<case>/<case>_pred.nii.gz`` among them and the image called
+    ``<case>`` in another folder.
+    """
+    if output_dir is not None and not folder.is_relative_to(output_dir):  # else all of the images lie in there
+        files = [path for path in files if not path.is_relative_to(output_dir)]
+    there = set(files)
+    places: dict[str, set[Path]] = defaultdict(set)
+    for path in files:
+        places[case_name(str(path))].add(path.parent)
+    results = {
+        path
+        for path in files
+        if path.name.startswith(f"{path.parent.name}_")
+        and path.parent / f"{path.parent.name}_pred.nii.gz" in there
+        and places[path.parent.name] - {path.parent}
+    }
+    if results:
+        shown = sorted(results)[0].relative_to(folder)
+        logger.warning(f"{folder}: {len(results)} files are results of earlier inferences, such as {shown}: left out")
+    return [path for path in files if path not in results]
+
+
 def _from_json(path: Path, dataset_dir: str | os.PathLike[str] | None) -> list[dict[str, Any]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            [Fault(str(path), f"cannot be read as JSON ({error})", "give a list of image paths")]
-        ) from error
+    content = read_json(path, "give a list of image paths")
     items = content.get("test", []) if isinstance(content, dict) else content
     if not isinstance(items, list):
         raise DataError([Fault(str(path), "holds no list of images", "give a list of paths, or a section `test`")])

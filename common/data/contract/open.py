@@ -25,6 +25,7 @@ def open_data(
     num_classes: int | None = None,
     in_channels: int | None = None,
     spatial_dims: int | None = None,
+    spacing: Sequence[float] | None = None,
     phantom: str = "noisy",
     phantom_dir: str | os.PathLike[str] = "data/phantom",
     check: bool = True,
@@ -38,6 +39,7 @@ def open_data(
         num_classes: classes of the network, background included; None takes any number.
         in_channels: image channels of the network; None takes any number.
         spatial_dims: axes of the images that the bundle takes; None takes any number.
+        spacing: voxel size in mm that images will be resampled to; None if they are not.
         phantom: kind of phantom, see :func:`make_phantom`.
         phantom_dir: folder that holds one folder for each kind of phantom.
         check: also open every file; without it only the JSON is checked.
@@ -58,7 +60,7 @@ def open_data(
     faults += missing_needs(data, needs)
     faults += compare_classes(data, num_classes, datalist)
     if check:
-        faults += check_records(data, in_channels, spatial_dims)
+        faults += check_records(data, in_channels, spatial_dims, spacing)
     if faults:
         raise DataError(faults, str(data.root / datalist))
     for note in data.notes:

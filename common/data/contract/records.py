@@ -6,12 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from .faults import Fault
+from .spelling import config_sign, nearest
 
 SECTIONS = ("training", "validation", "test")
 QUALITIES = ("clean", "noisy")
 #: keys that hold a path or a list of paths, and which of both they may hold
 PATH_KEYS = {"image": (str, list), "label": (str,), "labels": (list,), "scribble": (str,), "reference": (str,)}
 KNOWN_KEYS = {*PATH_KEYS, "label_quality", "group", "patient", "fold", "empty"}
+#: keys of the JSON itself that are read
+TOP_KEYS = {*SECTIONS, "name", "labels", "channel_names", "modality", "scribble_unlabelled_value"}
+#: what other formats call the sections
+OTHER_SECTIONS = {"train": "training", "val": "validation", "valid": "validation", "testing": "test"}
 
 
 def normalise_labels(labels: Any, where: str, faults: list[Fault]) -> dict[int, str]:
@@ -50,7 +55,13 @@ def normalise_labels(labels: Any, where: str, faults: list[Fault]) -> dict[int, 
         what = f"label values are {values}, they must count 0, 1, 2, ... without gap or repetition (0: background)"
         faults.append(Fault(where, what, "renumber the values in the JSON and in the label files"))
         return {}
-    names = [str(name) for _, name in pairs]
+    if wrong := [name for _, name in pairs if not isinstance(name, str) or not name.strip()]:
+        faults.append(Fault(where, f"`labels` has {wrong[0]!r} where a name is expected", f"write {example}"))
+        return {}
+    names = [name for _, name in pairs]
+    if signed := _config_signs({"labels": names}, where):
+        faults += signed
+        return {}
     if twice := sorted({name for name in names if names.count(name) > 1}):
         faults.append(Fault(where, f"`labels` names {', '.join(twice)} more than once", "give each value its own name"))
         return {}
@@ -59,7 +70,58 @@ def normalise_labels(labels: Any, where: str, faults: list[Fault]) -> dict[int, 
         fix = "remove it, and give files with ignored voxels as `scribble`; `python -m common.data convert nnunet` does"
         faults.append(Fault(where, what, fix))
         return {}
-    return {value: str(name) for value, name in sorted(pairs)}
+    return dict(sorted(pairs))
+
+
+def normalise_names(content: dict[str, Any], default: str, where: str, faults: list[Fault]) -> tuple[str, list[str]]:
+    """Read the name of the data set and those of its channels.
+
+    Args:
+        content: the JSON.
+        default: name of a data set that gives none.
+        where: name of the JSON, for messages.
+        faults: faults are appended here.
+
+    Returns:
+        the name, and one name a channel; none if the JSON does not declare channels.
+    """
+    key = "channel_names" if "channel_names" in content else "modality"
+    listed = content.get(key) or []
+    channels = list(listed.values()) if isinstance(listed, dict) else [listed] if isinstance(listed, str) else listed
+    if not isinstance(channels, list) or not all(isinstance(name, str) and name.strip() for name in channels):
+        what = f"`{key}` is {listed!r} where the names of the image's channels are expected"
+        faults.append(Fault(where, what, f'write "{key}": {{"0": "T1", "1": "T2"}}'))
+        channels = []
+    name = content.get("name", default)
+    if not isinstance(name, str | int):
+        faults.append(Fault(where, f"`name` is {name!r} where a name is expected", 'write "name": "my data"'))
+        name = default
+    faults += _config_signs({"name": [str(content.get("name", ""))], key: channels}, where)
+    return str(name), channels
+
+
+def _config_signs(names: dict[str, list[str]], where: str) -> list[Fault]:
+    return [
+        Fault(where, f"`{key}` holds {name!r}: a config would take what begins with {sign} for code", "rename it")
+        for key, found in names.items()
+        for name in found
+        if (sign := config_sign(name))
+    ]
+
+
+def _check_top_keys(content: dict[str, Any], faults: list[Fault], notes: list[str]) -> None:
+    """A fault for keys that are probably misspelt, a note for lists of records that nothing reads."""
+    for key, value in content.items():
+        if key in TOP_KEYS:
+            continue
+        meant = OTHER_SECTIONS.get(key.lower()) or nearest(key, TOP_KEYS)
+        if meant is not None:
+            fix = f"write `{meant}`, or give it a name that is less like it"
+            faults.append(Fault(key, f"is no key of the data contract, but like `{meant}`", fix))
+        elif isinstance(value, list) and any(isinstance(item, dict) and "image" in item for item in value):
+            notes.append(
+                f"`{key}` is no section of the data contract ({', '.join(SECTIONS)}): its records are not used"
+            )
 
 
 def parse_sections(
@@ -76,6 +138,7 @@ def parse_sections(
     Returns:
         records by section: absolute path strings, ``group`` and ``label_quality`` filled in.
     """
+    _check_top_keys(content, faults, notes)
     sections: dict[str, list[dict[str, Any]]] = {}
     unknown: dict[str, int] = {}
     for section in SECTIONS:
@@ -93,14 +156,25 @@ def parse_sections(
             record = _parse_record(raw, f"{section}[{index}]", root, faults)
             if record is not None:
                 sections[section].append(record)
-                for key in set(record) - KNOWN_KEYS:
-                    unknown[key] = unknown.get(key, 0) + 1
+                for key in sorted(set(record) - KNOWN_KEYS):
+                    meant = key if key in TOP_KEYS else nearest(key, KNOWN_KEYS)
+                    if meant is None:
+                        unknown[key] = unknown.get(key, 0) + 1
+                    else:
+                        faults.append(_misplaced(key, meant, f"{section}[{index}]/{key}"))
     if not any(section in content for section in SECTIONS):
         what = "has no section of records"
         faults.append(Fault("dataset", what, f"add one of {', '.join(SECTIONS)}: a list of records"))
     for key, count in sorted(unknown.items()):
         notes.append(f"records have a key `{key}` that the data contract does not know ({count} records): it is kept")
     return sections
+
+
+def _misplaced(key: str, meant: str, where: str) -> Fault:
+    if key == meant:
+        return Fault(where, "is a key of the whole data set, not of a record", "write it beside `labels`, once")
+    fix = f"write `{meant}`, or give it a name that is less like it"
+    return Fault(where, f"is no key of a record, but like `{meant}`", fix)
 
 
 def _parse_record(raw: Any, where: str, root: Path, faults: list[Fault]) -> dict[str, Any] | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,14 @@ import nibabel as nib
 import numpy as np
 
 ENDINGS = (".nii", ".nii.gz")
+# beyond it the squares of an image's 10^8 voxels add up to more than float32 holds (3e38)
+LARGEST_INTENSITY = 1e15
+# voxels and images of patients, animals and tissue in mm; what lies outside is in metres or micrometres
+LARGEST_VOXEL = 100.0
+EXTENT = (1.0, 10_000.0)
+FLOAT32_STEP = float(np.finfo(np.float32).eps)
+FEWEST_VOXELS = 4  # along an axis, after resampling
+UNITS = {1: "metres", 3: "micrometres"}  # of NIfTI's xyzt_units; 2 is mm, 0 says nothing
 _UNREADABLE = (nib.filebasedimages.ImageFileError, gzip.BadGzipFile, zlib.error, EOFError, OSError, ValueError)
 
 #: reports a fault of a file: what is wrong, and the fix
@@ -80,6 +89,64 @@ def read_header(path: str, report: Report) -> Header | None:
     return Header(spatial, shape[3] if len(shape) == 4 else 1, affine, image)
 
 
+def check_size(header: Header, report: Report, note: Report) -> None:
+    """Report a voxel size or an extent that no image in mm has.
+
+    Sizes are read as mm, whatever xyzt_units says: it is often wrong.
+
+    Args:
+        header: of the image.
+        report: called with each fault.
+        note: called where the sizes are those of an image in mm, but xyzt_units says otherwise.
+    """
+    spacing = np.array(header.spacing)
+    extent = spacing * header.shape
+    sizes = f"voxels of {_numbers(spacing)} mm and so an extent of {_numbers(extent)} mm"
+    unit = UNITS.get(int(header.image.header["xyzt_units"]) & 7)
+    told = "" if unit is None else f", and xyzt_units says {unit}"
+    # a spacing of 1 everywhere means that none is known
+    too_large = spacing.max() > LARGEST_VOXEL or (extent.max() > EXTENT[1] and bool(np.any(spacing != 1)))
+    if too_large or extent.max() < EXTENT[0]:
+        likely, factor = ("micrometres", "0.001") if too_large else ("metres", "1000")
+        fix = f"if these are {likely}, multiply pixdim, qform and sform by {factor} and set xyzt_units to 2 (mm)"
+        report(f"has {sizes}{told}", f"{fix}, else correct pixdim")
+    elif unit is not None:
+        note(f"has {sizes}{told}: they are taken as mm", "set xyzt_units to 2 (mm)")
+
+
+def check_resampled(header: Header, spacing: Sequence[float], report: Report) -> None:
+    """Report an image of which resampling would leave next to nothing, or make more than memory holds.
+
+    Args:
+        header: of the image.
+        spacing: voxel size in mm to resample to, along each axis of the image turned to RAS.
+        report: called with each fault.
+    """
+    axes = nib.orientations.io_orientation(header.affine)[: len(header.shape), 0].astype(int)
+    if len(spacing) != len(header.shape) or sorted(axes) != list(range(len(axes))):
+        return
+    size, target = np.array(header.shape), np.array(spacing, dtype=float)[axes]
+    resampled = np.maximum(1, np.rint(size * np.array(header.spacing) / target))
+    words = (
+        f"has {_times(header.shape)} voxels of {_numbers(np.array(header.spacing))} mm; resampled to a spacing of "
+        f"{_numbers(target)} mm it has {_numbers(resampled)}"
+    )
+    needed, memory = float(4 * header.channels * resampled.prod()), _physical_memory()
+    if np.any((resampled < FEWEST_VOXELS) & (size >= FEWEST_VOXELS)):
+        report(words, "correct pixdim in the file's header, or give a finer --spacing")
+    elif memory is not None and needed > memory:
+        what = f"{words}, which take {needed / 1e9:.0f} GB of this machine's {memory / 1e9:.0f} GB"
+        report(what, "correct pixdim in the file's header, or give a coarser --spacing")
+
+
+def _physical_memory() -> int | None:
+    """Bytes; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None
+
+
 def read_voxels(header: Header, report: Report) -> np.ndarray | None:
     """Read all voxels of a file.
 
@@ -91,7 +158,7 @@ def read_voxels(header: Header, report: Report) -> np.ndarray | None:
         the stored array, None if it cannot be read or does not hold real numbers.
     """
     try:
-        voxels = np.asanyarray(header.image.dataobj)
+        voxels = np.asanyarray(_with_checksum(header.image).dataobj)
     except (*_UNREADABLE, MemoryError) as error:
         report(f"is truncated or damaged: its voxels cannot be read ({_short(error)})", "export or download it again")
         return None
@@ -102,8 +169,22 @@ def read_voxels(header: Header, report: Report) -> np.ndarray | None:
     return voxels
 
 
+def _with_checksum(image: Any) -> Any:
+    """The image, its voxels decompressed to the end of the file, where gzip keeps their checksum.
+
+    nibabel stops reading before it.
+
+    Raises:
+        OSError, EOFError, zlib.error: the checksum is wrong, or the file is cut or damaged otherwise.
+    """
+    path = image.get_filename()
+    if not path.endswith(".gz") or not hasattr(image, "from_bytes"):
+        return image
+    return type(image).from_bytes(gzip.decompress(Path(path).read_bytes()))
+
+
 def check_image(voxels: np.ndarray, report: Report) -> None:
-    """Report NaN, infinite or constant intensities.
+    """Report intensities that are NaN, infinite, constant, or too large or too much alike for float32.
 
     Args:
         voxels: the stored array, channels last if it has four axes.
@@ -114,9 +195,17 @@ def check_image(voxels: np.ndarray, report: Report) -> None:
         report(f"has {wrong} voxels that are NaN or infinite", "replace them, for example by the background's value")
         return
     for channel, part in enumerate(np.moveaxis(voxels, 3, 0) if voxels.ndim == 4 else voxels[None]):
-        if part.min() == part.max():
-            place = f" in channel {channel}" if voxels.ndim == 4 else ""
-            report(f"has the same value {part.flat[0]:g} everywhere{place}", "export the image again, it shows nothing")
+        place = f" in channel {channel}" if voxels.ndim == 4 else ""
+        low, high = float(part.min()), float(part.max())
+        if low == high:
+            report(f"has the same value {low:g} everywhere{place}", "export the image again, it shows nothing")
+        elif max(-low, high) > LARGEST_INTENSITY:
+            many = int(np.count_nonzero(np.abs(part) > LARGEST_INTENSITY))
+            what = f"has intensities from {low:g} to {high:g}{place} ({many} voxels beyond {LARGEST_INTENSITY:g})"
+            report(what, "correct scl_slope and scl_inter in the file's header, or replace these voxels")
+        elif not high - low > max(-low, high) * FLOAT32_STEP or high - low < 1 / LARGEST_INTENSITY:
+            what = f"has intensities from {low:g} to {high:g}{place}, which float32 does not tell apart once squared"
+            report(what, "correct scl_slope and scl_inter in the file's header, or subtract the offset and scale")
 
 
 def count_values(voxels: np.ndarray, report: Report) -> dict[int, int] | None:
