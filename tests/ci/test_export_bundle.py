@@ -224,6 +224,14 @@ def test_classes_in_the_form_of_nnunet(tmp_path: Path) -> None:
     assert found == {"0": "background", "1": "tumour"}
 
 
+@pytest.mark.parametrize("name", ["$__import__('os').system('false')", "@network", " %metadata.json"])
+def test_class_names_that_a_reader_would_run_are_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": ["background", name]}))
+    with pytest.raises(ExportError, match="a config would take what begins with . for code. Fix: rename it"):
+        export_bundle("alc", tmp_path / "out", without_weights=True, dataset_dir=tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_data_set_without_labels(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"dataset\.json"):
         export_bundle("alc", tmp_path / "out", without_weights=True, dataset_dir=tmp_path)

@@ -187,6 +187,70 @@ def remove_sections(root: Path, content: Content) -> None:
     del content["training"], content["validation"]
 
 
+def wrong_checksum(root: Path, content: Content) -> None:
+    """One wrong bit in the last eight bytes, where gzip keeps checksum and length: nibabel never looks there."""
+    write(root / "image0.nii.gz", image(0, (24, 20, 16)))  # a small file is read to its end
+    raw = bytearray((root / "image0.nii.gz").read_bytes())
+    raw[-6] ^= 1
+    (root / "image0.nii.gz").write_bytes(raw)
+    np.asanyarray(nib.load(root / "image0.nii.gz").dataobj)
+
+
+def scaled(spacing: float, unit: str | None = None, shape: tuple[int, ...] = SHAPE) -> Break:
+    """The first case in voxels of another size, in mm."""
+
+    def run(root: Path, content: Content) -> None:
+        for name, voxels in (("image0", image(0, shape)), ("label0", mask(shape))):
+            file = nib.Nifti1Image(voxels, np.diag([spacing, spacing, spacing, 1.0]))
+            if unit is not None:
+                file.header.set_xyzt_units(unit)
+            nib.save(file, root / f"{name}.nii.gz")
+        del content["training"][0]["labels"], content["training"][0]["scribble"]
+
+    return run
+
+
+def slope(value: float) -> Break:
+    """int16 voxels with a scale in the header."""
+
+    def run(root: Path, content: Content) -> None:
+        file = nib.Nifti1Image((100 * image(0)).astype(np.int16), np.eye(4))
+        file.header.set_slope_inter(value, 0.0)
+        raw = bytearray(file.to_bytes())
+        struct.pack_into("<f", raw, 112, value)
+        (root / "image0.nii.gz").write_bytes(gzip.compress(bytes(raw)))
+
+    return run
+
+
+def one_voxel(value: float) -> Callable[[], np.ndarray]:
+    def make() -> np.ndarray:
+        voxels = image(0).astype(np.float64)
+        voxels[0, 0, 0] = value
+        return voxels
+
+    return make
+
+
+def scribbles_alone(*marked: int) -> Break:
+    """A training set that knows its structures from scribbles of these values alone."""
+
+    def run(root: Path, content: Content) -> None:
+        scribble = np.full(SHAPE, 255, dtype=np.uint8)
+        scribble.flat[: len(marked)] = marked
+        write(root / "scribble.nii.gz", scribble)
+        content["labels"] = {"0": "background", "1": "organ", "2": "tumour"}
+        content["training"] = [{"image": "image0.nii.gz", "scribble": "scribble.nii.gz"}]
+
+    return run
+
+
+def zero_for_unlabelled() -> np.ndarray:
+    scribble = np.zeros(SHAPE, dtype=np.uint8)
+    scribble[2, 2, :] = 1
+    return scribble
+
+
 FILE_FAULTS: dict[str, tuple[Break, str]] = {
     "missing image": (remove_file("image0.nii.gz"), r"image0.nii.gz \(training/image\): there is no such file"),
     "missing label": (remove_file("label1.nii.gz"), r"label1.nii.gz \(training/label\): there is no such file"),
@@ -194,6 +258,31 @@ FILE_FAULTS: dict[str, tuple[Break, str]] = {
     "no NIfTI inside": (no_nifti, r"image0.nii.gz .*: cannot be read as NIfTI"),
     "truncated": (truncate, r"image0.nii.gz .*: is truncated or damaged"),
     "cut stream": (cut_compressed_stream, r"image0.nii.gz .*: is truncated or damaged"),
+    "wrong checksum": (wrong_checksum, r"image0.nii.gz .*: is truncated or damaged.*CRC check failed"),
+    "metres": (
+        scaled(0.000625),
+        r"image0.nii.gz .*has voxels of 0.000625 x 0.000625 x 0.000625 mm and so an extent of 0.00375 x 0.003125 x "
+        r"0.0025 mm. Fix: if these are metres, multiply pixdim, qform and sform by 1000 and set xyzt_units to 2",
+    ),
+    "metres that are said": (scaled(0.000625, "meter"), r"x 0.0025 mm, and xyzt_units says metres. Fix: if these are"),
+    "micrometres": (
+        scaled(625.0, "micron"),
+        r"has voxels of 625 x 625 x 625 mm and so an extent of 3750 x 3125 x 2500 mm, and xyzt_units says "
+        r"micrometres. Fix: if these are micrometres, multiply pixdim, qform and sform by 0.001",
+    ),
+    "huge extent": (scaled(99.0, shape=(110, 5, 4)), r"and so an extent of 10890 x 495 x 396 mm. Fix: if these are"),
+    "huge voxel": (
+        change("image0.nii.gz", one_voxel(1e30)),
+        r"has intensities from -.* to 1e\+30 \(1 voxels beyond 1e\+15\). Fix: correct scl_slope",
+    ),
+    "huge negative voxel": (change("image0.nii.gz", one_voxel(-1e18)), r"has intensities from -1e\+18 to"),
+    "float64 beyond float32": (change("image0.nii.gz", one_voxel(1e200)), r"to 1e\+200 \(1 voxels beyond 1e\+15\)"),
+    "huge slope": (slope(1e38), r"has intensities from -\S+e\+\d+ to \S+e\+\d+ \(1?\d\d voxels beyond 1e\+15\)"),
+    "tiny slope": (slope(1e-30), r"has intensities from -\S+e-\d+ to \S+e-\d+, which float32 does not tell apart"),
+    "far from zero": (
+        change("image0.nii.gz", lambda: 1e9 + image(0).astype(np.float64)),
+        r"has intensities from 1e\+09 to 1e\+09, which float32 does not tell apart",
+    ),
     "colour": (colour, r"image0.nii.gz .*colour or complex"),
     "zero spacing": (set_spacing(0.0), r"has voxel spacing 1 x 0 x 1 mm, it must be above zero"),
     "negative spacing": (set_spacing(-2.0), r"has voxel spacing 1 x -2 x 1 mm, it must be above zero"),
@@ -236,6 +325,19 @@ FILE_FAULTS: dict[str, tuple[Break, str]] = {
         change("scribble.nii.gz", lambda: np.full(SHAPE, 255, dtype=np.uint8)),
         r"the scribble marks no voxel",
     ),
+    "scribble of zeros": (
+        change("scribble.nii.gz", zero_for_unlabelled),
+        r"the scribble marks every voxel: 96.7% are 0 \(background\), none is 255 \(unlabelled\). Fix: store 255 where",
+    ),
+    "scribbles of background": (
+        scribbles_alone(0),
+        r"training: the scribbles mark 0 \(background\) alone, so that a network learns to find nothing",
+    ),
+    "scribbles of one structure": (
+        scribbles_alone(1),
+        r"training: the scribbles mark 1 \(organ\) and nowhere the background \(0\), so that a network finds them",
+    ),
+    "scribbles of structures": (scribbles_alone(2, 1), r"the scribbles mark 1 \(organ\), 2 \(tumour\) and nowhere"),
     "reference shape": (record("reference", "second.nii.gz"), r"second.nii.gz \(training/reference\): there is no"),
     "uneven channels": (uneven_channels, r"has 2 channels, most cases have 1"),
     "mixed axes": (mixed_axes, r"image1.nii.gz .*has 2 axes, most cases have 3"),
@@ -257,6 +359,42 @@ JSON_FAULTS: dict[str, tuple[Break, str]] = {
     "ignore": (top("labels", {"a": 0, "b": 1, "ignore": 2}), r"`labels` holds nnU-Net's `ignore`"),
     "labels of words": (top("labels", {"a": "b"}), r"`labels` has keys that are no whole numbers: 'a'"),
     "regions": (top("labels", {"background": 0, "all": [1, 2]}), r"regions of nnU-Net"),
+    "name is an object": (
+        top("labels", {"0": "background", "1": {"name": "a"}}),
+        r"`labels` has {'name': 'a'} where a",
+    ),
+    "name is a number": (top("labels", ["background", 7]), r"`labels` has 7 where a name is expected"),
+    "name is blank": (top("labels", ["background", " "]), r"`labels` has ' ' where a name is expected"),
+    "name is code": (
+        top("labels", {"0": "background", "1": "$__import__('os').system('touch /tmp/x')"}),
+        r"`labels` holds \"\$__import__.*a config would take what begins with \$ for code. Fix: rename it",
+    ),
+    "name is a reference": (
+        top("labels", ["background", "@network"]),
+        r"`labels` holds '@network': .* with @ for code",
+    ),
+    "name is a macro": (top("labels", {"background": 0, " %a": 1}), r"`labels` holds ' %a': .* with % for code"),
+    "data set's name is code": (top("name", "$exit()"), r"`name` holds '\$exit\(\)': a config would take"),
+    "data set's name is a list": (top("name", ["a"]), r"`name` is \['a'\] where a name is expected"),
+    "channel's name is code": (top("channel_names", {"0": "$exit()"}), r"`channel_names` holds '\$exit\(\)': a config"),
+    "channel's name is a list": (top("modality", {"0": ["MR"]}), r"`modality` is {'0': \['MR'\]} where the names of"),
+    "misspelt label": (
+        record("lable", "a.nii.gz"),
+        r"training\[0\]/lable: is no key of a record, but like `label`. Fix",
+    ),
+    "misspelt quality": (record("labell_quality", "noisy"), r"/labell_quality: is no key .* like `label_quality`"),
+    "capital letters": (record("Scribble", "a.nii.gz"), r"/Scribble: is no key of a record, but like `scribble`"),
+    "hyphen": (record("label-quality", "noisy"), r"/label-quality: is no key of a record, but like `label_quality`"),
+    "misplaced key": (
+        record("scribble_unlabelled_value", 0),
+        r"/scribble_unlabelled_value: is a key of the whole data set, not of a record. Fix: write it beside `labels`",
+    ),
+    "misspelt section": (top("trainning", []), r"trainning: is no key of the data contract, but like `training`"),
+    "another word for a section": (top("val", []), r"val: is no key of the data contract, but like `validation`"),
+    "misspelt top-level key": (
+        top("scribble_unlabeled_value", 0),
+        r"scribble_unlabeled_value: is no key of the data contract, but like `scribble_unlabelled_value`",
+    ),
     "unlabelled is a label": (top("scribble_unlabelled_value", 1), r"1 is also the label value of 'organ'"),
     "unlabelled is a word": (top("scribble_unlabelled_value", "no"), r"scribble_unlabelled_value is 'no'"),
     "no section": (
@@ -358,6 +496,107 @@ def test_no_json_object(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "dataset.json").write_text(text)
     with pytest.raises(DataError, match=message):
         open_data(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '{"training": [], "labels": {}, "training": []}',
+            "the key `training` is given 2 times, of which only the last",
+        ),
+        ('{"labels": {"0": "a", "1": "b", "1": "c"}}', "the key `1` is given 2 times"),
+        (
+            '{"training": [{"image": "a.nii.gz", "label": "b.nii.gz", "label": "c.nii.gz"}]}',
+            "the key `label` of the record with image 'a.nii.gz' is given 2 times, .*Fix: join them, or remove all but",
+        ),
+        ("[" * 100_000, r"dataset.json: cannot be read as JSON \("),
+    ],
+)
+def test_nothing_of_the_json_gets_lost(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(DataError, match=message):
+        open_data(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "message"),
+    [
+        (
+            (3.0, 1.0, 1.0),
+            r"image0.nii.gz .*has 6 x 5 x 4 voxels of 1 x 1 x 1 mm; resampled to a spacing of 3 x 1 x 1 mm it has "
+            r"2 x 5 x 4. Fix: correct pixdim in the file's header, or give a finer --spacing",
+        ),
+        ((1.0, 1e-5, 1e-5), r"it has 6 x 500000 x 400000, which take 4800 GB of this machine's .*a coarser --spacing"),
+        ((1.0, 1.0, 1.0), None),
+        ((2.0, 1.5, 1.25), r"it has 3 x 3 x 3"),
+        ((1.5, 1.25, 1.0), None),
+    ],
+)
+def test_images_that_resampling_would_spoil(
+    dataset: tuple[Path, Content], spacing: tuple[float, ...], message: str | None
+) -> None:
+    root, content = dataset
+    save(root, content)
+    if message is None:
+        open_data(root, spacing=spacing)
+        return
+    with pytest.raises(DataError, match=message):
+        open_data(root, spacing=spacing)
+
+
+def test_the_spacing_goes_with_the_axes_of_the_patient(dataset: tuple[Path, Content]) -> None:
+    """An image stored with its third axis from left to right is resampled along that axis by the first number."""
+    root, content = dataset
+    turned = np.array([[0, 0, 1, 0], [0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=float)
+    write(root / "image2.nii.gz", image(2), turned)
+    write(root / "label2.nii.gz", mask(), turned)
+    save(root, content)
+    with pytest.raises(DataError, match=r"^image2.nii.gz .*to a spacing of 1 x 1 x 1.4 mm it has 6 x 5 x 3. Fix"):
+        open_data(root, spacing=(1.4, 1.0, 1.0))
+
+
+def test_units_that_the_sizes_contradict_are_noted(dataset: tuple[Path, Content]) -> None:
+    root, content = dataset
+    scaled(0.7, "micron")(root, content)
+    save(root, content)
+    (note,) = open_data(root).notes
+    assert "xyzt_units says micrometres: they are taken as mm; set xyzt_units to 2 (mm)" in note
+
+
+@pytest.mark.parametrize("key", ["patient_id", "folder", "scanner", "image_meta"])
+def test_a_longer_word_is_a_key_of_its_own(dataset: tuple[Path, Content], key: str) -> None:
+    root, content = dataset
+    content["training"][0][key] = "a"
+    save(root, content)
+    assert any(f"have a key `{key}` that the data contract does not know" in note for note in open_data(root).notes)
+
+
+def test_another_list_of_records_is_noted(dataset: tuple[Path, Content]) -> None:
+    root, content = dataset
+    content["holdout"] = [{"image": "image0.nii.gz"}]
+    save(root, content)
+    assert any("`holdout` is no section of the data contract" in note for note in open_data(root).notes)
+
+
+def test_scribbles_of_one_kind_beside_labels_are_no_fault(dataset: tuple[Path, Content]) -> None:
+    root, content = dataset
+    scribble = np.full(SHAPE, 255, dtype=np.uint8)
+    scribble[0, 0, 0] = 1
+    write(root / "scribble.nii.gz", scribble)
+    save(root, content)
+    open_data(root)
+
+
+def test_uncompressed_and_joined_gz_files_are_read(dataset: tuple[Path, Content]) -> None:
+    """Two gzip members one after the other are one file."""
+    root, content = dataset
+    whole = gzip.decompress((root / "image0.nii.gz").read_bytes())
+    (root / "image0.nii.gz").write_bytes(gzip.compress(whole[:400]) + gzip.compress(whole[400:]))
+    write(root / "image1.nii", image(1))
+    content["training"][1]["image"] = "image1.nii"
+    save(root, content)
+    open_data(root)
 
 
 def test_no_folder(tmp_path: Path) -> None:

@@ -177,6 +177,60 @@ def test_results_among_the_images_are_no_images(folder: Path) -> None:
     assert len(images_to_segment(folder, output_dir=folder / "out")) == 2
 
 
+def leave_results(folder: Path, case: str) -> None:
+    (folder / case).mkdir(parents=True)
+    for postfix in ("pred", "uncertainty"):
+        save(folder / case / f"{case}_{postfix}.nii.gz")
+
+
+def test_results_of_an_earlier_inference_are_left_out_and_said(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    leave_results(folder / "elsewhere", "b")
+    leave_results(folder, "a")
+    found = images_to_segment(folder, output_dir=folder / "out")
+    assert names(found) == [str(folder / "b.nii.gz"), str(folder / "below" / "a.nii")]
+    message = f"{folder}: 4 files are results of earlier inferences, such as a/a_pred.nii.gz: left out"
+    assert [record.getMessage() for record in caplog.records] == [message]
+
+
+def test_images_that_are_called_like_results_stay(folder: Path) -> None:
+    """A folder a patient, as many data sets have it, and a file that ends like a result, but is of no image here."""
+    for name in ("c/c_t1.nii.gz", "d/d.nii.gz", "d/d_pred.nii.gz", "e_pred.nii.gz"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        save(folder / name)
+    leave_results(folder, "gone")  # whose image is not here: nobody knows
+    found = {Path(image).relative_to(folder).as_posix() for image in names(images_to_segment(folder))}
+    expected = {"b.nii.gz", "below/a.nii", "c/c_t1.nii.gz", "d/d.nii.gz", "d/d_pred.nii.gz", "e_pred.nii.gz"}
+    assert found == expected | {"gone/gone_pred.nii.gz", "gone/gone_uncertainty.nii.gz"}
+
+
+def test_results_may_go_where_the_images_are(folder: Path) -> None:
+    assert len(images_to_segment(folder, output_dir=folder)) == 2
+    leave_results(folder, "b")  # what that has written
+    assert len(images_to_segment(folder, output_dir=folder)) == 2
+    assert len(images_to_segment(folder, output_dir=folder.parent)) == 2
+
+
+def test_an_image_that_resampling_would_spoil_is_told(folder: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"(?s)2 faults.*has 4 x 4 x 3 voxels of 1 x 1 x 2 mm; resampled to a spacing of 2 x"
+    ):
+        images_to_segment(folder, spacing=[2.0, 1.0, 1.0])
+
+
+def test_an_image_in_metres_is_told(folder: Path) -> None:
+    nib.save(
+        nib.Nifti1Image(np.eye(4)[..., None] + np.zeros(3), np.diag([0.0006, 0.0006, 0.0006, 1])), folder / "m.nii"
+    )
+    with pytest.raises(DataError, match=r"m.nii .*has voxels of 0.0006 x 0.0006 x 0.0006 mm .*if these are metres"):
+        images_to_segment(folder)
+
+
+def test_a_list_with_a_key_twice_is_told(folder: Path) -> None:
+    (folder / "list.json").write_text('{"test": ["b.nii.gz"], "test": ["below/a.nii"]}')
+    with pytest.raises(DataError, match="the key `test` is given 2 times"):
+        images_to_segment(datalist=folder / "list.json")
+
+
 def test_a_list_is_looked_for_in_the_data_set_first(folder: Path) -> None:
     write(folder / "list.json", ["b.nii.gz"])
     assert names(images_to_segment(folder, "list.json")) == [str(folder / "b.nii.gz")]
