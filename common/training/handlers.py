@@ -86,10 +86,7 @@ class TrainingHistory:
 
     def _start(self, engine: Engine) -> None:
         if engine.state.iteration > 0 and self.path.exists():
-            with self.path.open(newline="") as file:
-                rows = [
-                    (int(r["iteration"]), int(r["epoch"]), r["name"], float(r["value"])) for r in csv.DictReader(file)
-                ]
+            rows = _read_history(self.path)
             self.rows = [row for row in rows if row[0] <= engine.state.iteration]
 
     def _add(self, engine: Engine, name: str, value: float) -> None:
@@ -129,6 +126,19 @@ class TrainingHistory:
             self._write()
         self._close(engine)
         raise error
+
+
+def _read_history(path: Path) -> list[tuple[int, int, str, float]]:
+    try:
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [(int(r["iteration"]), int(r["epoch"]), r["name"], float(r["value"])) for r in reader]
+        if reader.fieldnames != list(HISTORY_COLUMNS):
+            raise ValueError(f"columns {reader.fieldnames}")
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        fix = "Fix: move it away, and the resumed run begins a new one."
+        raise ValueError(f"{path}: is no history of a training ({error!r}). {fix}") from error
+    return rows
 
 
 class RunCheckpoint:

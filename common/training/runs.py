@@ -65,7 +65,7 @@ def start_run(ckpt_dir: str | os.PathLike[str], output_dir: str | os.PathLike[st
                 pass
         _remove_unfinished(Path(ckpt_dir))
     if resume:
-        if not last.exists():
+        if not last.is_file():
             raise FileNotFoundError(
                 f"{last}: nothing to resume. Fix: leave out --resume, or give the run's --ckpt_dir."
             )
@@ -161,7 +161,7 @@ def load_weights(network: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
         ValueError: when the file holds no weights, damaged ones, or those of another network; the message names what
             differs.
     """
-    if not Path(path).exists():
+    if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no trained weights here. Fix: train first, or give the run's --ckpt_dir.")
     fix = "Fix: give a model.pt that training wrote."
     state = read_saved(path, "file of weights", fix)

@@ -400,6 +400,15 @@ def test_history_is_kept_when_training_fails(tmp_path: Path) -> None:
     assert {row["iteration"] for row in run.history()} == {"1", "2", "3", "4"}
 
 
+@pytest.mark.parametrize("content", [b"text", b"iteration,epoch,name,value\r\n3,1,loss", b"\xff\x00"])
+def test_a_broken_history_is_told_and_kept(content: bytes, tmp_path: Path) -> None:
+    Run(tmp_path).fail_at(5)
+    (tmp_path / "history.csv").write_bytes(content)
+    with pytest.raises(ValueError, match="history.csv: is no history of a training .* Fix: move it away"):
+        Run(tmp_path, resume=True).go()
+    assert (tmp_path / "history.csv").read_bytes() == content
+
+
 def test_a_new_run_starts_a_new_history(tmp_path: Path) -> None:
     Run(tmp_path).go()
     run = Run(tmp_path, max_epochs=1).go()

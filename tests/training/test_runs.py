@@ -131,6 +131,11 @@ def test_missing_weights(tmp_path: Path) -> None:
         load_weights(nn.Linear(2, 3), tmp_path / "model.pt")
 
 
+def test_a_folder_is_no_weights(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no trained weights here. Fix: train first"):
+        load_weights(nn.Linear(2, 3), tmp_path)
+
+
 def test_weights_of_another_size_are_named(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 4).state_dict(), tmp_path / "model.pt")
     message = r"weight: \(4, 2\) in the file, \(3, 2\) in the network.*Fix: give the --num_classes and --in_channels"

@@ -234,10 +234,17 @@ def _inspect_label(
 
 def _check_emptiness(case: Case, data: SegmentationData) -> None:
     """An empty clean training label is a fault unless the record says it is meant; elsewhere it is a note."""
-    if case.counts is None or set(case.counts) != {0} or case.record.get("empty") is True:
+    if case.counts is None:
         return
-    where = _where(data, case.record["label"], case, "label")
-    if case.section == "training" and case.record["label_quality"] == "clean":
+    where, marked = _where(data, case.record["label"], case, "label"), set(case.counts) != {0}
+    if case.record.get("empty") is True:
+        if marked:
+            count = sum(case.counts.values()) - case.counts.get(0, 0)
+            what = f"the record says that it is empty, but it has {count} voxels of structures"
+            case.faults.append(Fault(where, what, 'remove "empty", or correct the label'))
+    elif marked:
+        return
+    elif case.section == "training" and case.record["label_quality"] == "clean":
         fix = 'add the label, drop `label` (unlabelled), or write "empty": true if there is truly nothing to label'
         case.faults.append(Fault(where, "the clean label is empty: background everywhere", fix))
     else:

@@ -200,8 +200,23 @@ def _parse_record(raw: Any, where: str, root: Path, faults: list[Fault]) -> dict
     elif "label_quality" in record:
         what = "is given, but the record has no `label`"
         faults.append(Fault(f"{where}/label_quality", what, "add the label or remove label_quality"))
+    if not isinstance(record.get("empty", False), bool):
+        faults.append(Fault(f"{where}/empty", f"is {record['empty']!r}", "write true or false, without quotes"))
+    _check_repeated_files(record, where, faults)
     _fill_group(record, where, faults)
     return record
+
+
+def _check_repeated_files(record: dict[str, Any], where: str, faults: list[Fault]) -> None:
+    """One file that is image and label at once, two channels, or the masks of two raters."""
+    paths = {key: [record[key]] if isinstance(record[key], str) else record[key] for key in PATH_KEYS if key in record}
+    for key, listed in paths.items():
+        if twice := sorted({path for path in listed if listed.count(path) > 1}):
+            what = f"names {Path(twice[0]).name} {listed.count(twice[0])} times"
+            faults.append(Fault(f"{where}/{key}", what, "give each channel or rater a file of its own"))
+        if key != "image" and (both := sorted(set(listed) & set(paths["image"]))):
+            what = f"names {Path(both[0]).name}, which is the image"
+            faults.append(Fault(f"{where}/{key}", what, "give the path of its mask"))
 
 
 def _resolve(record: dict[str, Any], key: str, where: str, root: Path, faults: list[Fault]) -> bool:

@@ -22,7 +22,16 @@ EXTENT = (1.0, 10_000.0)
 FLOAT32_STEP = float(np.finfo(np.float32).eps)
 FEWEST_VOXELS = 4  # along an axis, after resampling
 UNITS = {1: "metres", 3: "micrometres"}  # of NIfTI's xyzt_units; 2 is mm, 0 says nothing
-_UNREADABLE = (nib.filebasedimages.ImageFileError, gzip.BadGzipFile, zlib.error, EOFError, OSError, ValueError)
+_UNREADABLE = (
+    nib.filebasedimages.ImageFileError,
+    nib.spatialimages.HeaderDataError,
+    gzip.BadGzipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    ValueError,
+    OverflowError,
+)
 
 #: reports a fault of a file: what is wrong, and the fix
 Report = Callable[[str, str], None]
@@ -112,6 +121,10 @@ def check_size(header: Header, report: Report, note: Report) -> None:
         report(f"has {sizes}{told}", f"{fix}, else correct pixdim")
     elif unit is not None:
         note(f"has {sizes}{told}: they are taken as mm", "set xyzt_units to 2 (mm)")
+    steps = np.asarray(header.image.header["pixdim"][1 : len(spacing) + 1], dtype=np.float64)
+    if not np.allclose(steps, spacing, rtol=0.01):
+        what = f"has pixdim {_numbers(steps)} mm, but an affine with voxels of {_numbers(spacing)} mm, which counts"
+        note(what, "correct the one that is wrong")
 
 
 def check_resampled(header: Header, spacing: Sequence[float], report: Report) -> None:

@@ -193,7 +193,7 @@ def wrong_checksum(root: Path, content: Content) -> None:
     raw = bytearray((root / "image0.nii.gz").read_bytes())
     raw[-6] ^= 1
     (root / "image0.nii.gz").write_bytes(raw)
-    np.asanyarray(nib.load(root / "image0.nii.gz").dataobj)
+    nib.Nifti1Image.from_filename(root / "image0.nii.gz").get_fdata()
 
 
 def scaled(spacing: float, unit: str | None = None, shape: tuple[int, ...] = SHAPE) -> Break:
@@ -218,6 +218,17 @@ def slope(value: float) -> Break:
         file.header.set_slope_inter(value, 0.0)
         raw = bytearray(file.to_bytes())
         struct.pack_into("<f", raw, 112, value)
+        (root / "image0.nii.gz").write_bytes(gzip.compress(bytes(raw)))
+
+    return run
+
+
+def header_bytes(place: int, *values: int) -> Break:
+    """Overwrite bytes of the header."""
+
+    def run(root: Path, content: Content) -> None:
+        raw = bytearray(gzip.decompress((root / "image0.nii.gz").read_bytes()))
+        raw[place : place + len(values)] = bytes(values)
         (root / "image0.nii.gz").write_bytes(gzip.compress(bytes(raw)))
 
     return run
@@ -283,6 +294,8 @@ FILE_FAULTS: dict[str, tuple[Break, str]] = {
         change("image0.nii.gz", lambda: 1e9 + image(0).astype(np.float64)),
         r"has intensities from 1e\+09 to 1e\+09, which float32 does not tell apart",
     ),
+    "unknown number type": (header_bytes(70, 3), r"image0.nii.gz .*: cannot be read as NIfTI \(data code 3 not"),
+    "offset within the header": (header_bytes(108, 0, 0, 176, 65), r"cannot be read as NIfTI \(vox offset 22 too low"),
     "colour": (colour, r"image0.nii.gz .*colour or complex"),
     "zero spacing": (set_spacing(0.0), r"has voxel spacing 1 x 0 x 1 mm, it must be above zero"),
     "negative spacing": (set_spacing(-2.0), r"has voxel spacing 1 x -2 x 1 mm, it must be above zero"),
@@ -312,6 +325,10 @@ FILE_FAULTS: dict[str, tuple[Break, str]] = {
     "negative value": (change("label0.nii.gz", values((0, -1))), r"has label values -1, which"),
     "fractional value": (change("label0.nii.gz", values((0, 0.37))), r"not whole numbers, such as 0.37"),
     "NaN in label": (change("label0.nii.gz", values((0, np.nan))), r"has label values that are NaN"),
+    "full label that is empty": (
+        record("empty", True),
+        r"label0.nii.gz .*the record says that it is empty, but it has 18 voxels of structures. Fix: remove",
+    ),
     "empty clean label": (change("label0.nii.gz", lambda: 0 * mask()), r"the clean label is empty"),
     "rater's shape": (
         change("rater1.nii.gz", lambda: mask((6, 5, 5))),
@@ -417,6 +434,13 @@ JSON_FAULTS: dict[str, tuple[Break, str]] = {
         top("training", [{"image": "image0.nii.gz", "label_quality": "noisy"}]),
         r"label_quality: is given, but the record has no `label`",
     ),
+    "empty is a word": (record("empty", "yes"), r"training\[0\]/empty: is 'yes'. Fix: write true or false"),
+    "image for label": (
+        record("label", "image0.nii.gz"),
+        r"training\[0\]/label: names image0.nii.gz, which is the image",
+    ),
+    "one rater twice": (record("labels", ["rater0.nii.gz"] * 2), r"\[0\]/labels: names rater0.nii.gz 2 times"),
+    "one channel twice": (record("image", ["image0.nii.gz"] * 2), r"\[0\]/image: names image0.nii.gz 2 times"),
     "group is a list": (record("group", ["a"]), r"training\[0\]/group: is \['a'\] where a name or a number"),
 }
 
@@ -562,6 +586,14 @@ def test_units_that_the_sizes_contradict_are_noted(dataset: tuple[Path, Content]
     save(root, content)
     (note,) = open_data(root).notes
     assert "xyzt_units says micrometres: they are taken as mm; set xyzt_units to 2 (mm)" in note
+
+
+def test_a_pixdim_that_the_affine_contradicts_is_noted(dataset: tuple[Path, Content]) -> None:
+    root, content = dataset
+    header_bytes(80, *struct.pack("<f", 2.0))(root, content)
+    save(root, content)
+    (note,) = open_data(root).notes
+    assert "has pixdim 2 x 1 x 1 mm, but an affine with voxels of 1 x 1 x 1 mm, which counts" in note
 
 
 @pytest.mark.parametrize("key", ["patient_id", "folder", "scanner", "image_meta"])
