@@ -137,7 +137,7 @@ def _read_history(path: Path) -> list[tuple[int, int, str, float]]:
             raise ValueError(f"columns {reader.fieldnames}")
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         fix = "Fix: move it away, and the resumed run begins a new one."
-        raise ValueError(f"{path}: is no history of a training ({error!r}). {fix}") from error
+        raise ValueError(f"{path}: is no history of a training ({error!r}). {fix}") from None
     return rows
 
 
@@ -295,7 +295,7 @@ def _load_part(part: Any, name: str, state: dict[str, Any], path: Path) -> None:
         raise ValueError(
             f"{path}: its {name} is not the config's: {' '.join(lines[-1:])[:300]} Fix: give the config and settings "
             "that the run began with, or start a new run."
-        ) from error
+        ) from None
 
 
 def _plain(attributes: dict[str, Any]) -> dict[str, Any]:

@@ -170,10 +170,16 @@ def lock_folders(*folders: str | os.PathLike[str]) -> ExitStack:
 
     Raises:
         FolderInUseError: when another process holds one of them; then none is kept.
+        NotADirectoryError: when a file is in the way of a folder.
     """
     with ExitStack() as held:
         for folder in sorted({Path(folder).resolve() for folder in folders}):
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError):
+                raise NotADirectoryError(
+                    f"{folder}: a file stands where a folder goes. Fix: give another --ckpt_dir or --output_dir."
+                ) from None
             lock = FolderLock(folder)
             lock.acquire()
             held.callback(lock.release)

@@ -129,10 +129,10 @@ def read_saved(path: str | os.PathLike[str], what: str, fix: str) -> dict[str, A
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
         content: Any = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a parser meets in bytes that are none of torch's
-        raise ValueError(f"{path}: this is no {what}. {fix}") from error
+    except Exception:  # whatever a parser meets in bytes that are none of torch's; it would hide the fix
+        raise ValueError(f"{path}: this is no {what}. {fix}") from None
     if damaged:
-        raise ValueError(f"{path}: is damaged: the checksum of {damaged} is wrong. {fix}")
+        raise ValueError(f"{path}: is damaged: the checksum of {damaged.partition('/')[2]} is wrong. {fix}")
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds a {type(content).__name__}. {fix}")
     return content

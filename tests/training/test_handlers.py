@@ -259,8 +259,9 @@ def test_a_broken_checkpoint_is_told(name: str, tmp_path: Path) -> None:
     Run(tmp_path).go()
     spoil, message = BROKEN[name]
     spoil(tmp_path / "last.ckpt")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         Run(tmp_path, resume=True)
+    assert caught.value.__cause__ is None, "the last word is the fix"
     assert not (tmp_path / "was run").exists()
 
 

@@ -106,3 +106,10 @@ def test_nothing_is_kept_when_one_folder_is_in_use(tmp_path: Path) -> None:
         lock_folders(tmp_path / "a", tmp_path / "b")
     assert not (tmp_path / "a" / LOCK_FILE).exists()
     process.communicate("go\n")
+
+
+@pytest.mark.parametrize("name", ["file", "file/models"])
+def test_a_file_in_the_way_of_a_folder_is_told(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="a file stands where a folder goes. Fix: give another --ckpt"):
+        lock_folders(tmp_path / name)

@@ -167,7 +167,7 @@ def test_a_flipped_byte_is_found(wrap: Any, tmp_path: Path) -> None:
     raw[raw.find(trained.weight.detach().numpy().tobytes()) + 1000] ^= 1
     path.write_bytes(raw)
     torch.load(path, weights_only=True)  # torch does not mind
-    with pytest.raises(ValueError, match=r"model.pt: is damaged: the checksum of .*/data/\d+ is wrong. Fix: give a"):
+    with pytest.raises(ValueError, match=r"model.pt: is damaged: the checksum of data/\d+ is wrong. Fix: give a"):
         load_weights(nn.Linear(20, 30), path)
 
 

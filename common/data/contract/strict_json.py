@@ -33,7 +33,7 @@ def read_json(path: Path, fix: str) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=build)
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError([Fault(str(path), f"cannot be read as JSON ({error})", fix)]) from error
+        raise DataError([Fault(str(path), f"cannot be read as JSON ({error})", fix)]) from None
     if twice:
         raise DataError([Fault(str(path), what, "join them, or remove all but one") for what in twice])
     return content
