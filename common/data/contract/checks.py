@@ -168,8 +168,7 @@ def _inspect_image(
         if headers:
             compare_geometry(header, headers[0], f"the first channel {Path(paths[0]).name}", report)
         headers.append(header)
-        check_size(header, report, _reporter(case, data, path, "image", as_note=True))
-        if spacing is not None:
+        if check_size(header, report, _reporter(case, data, path, "image", as_note=True)) and spacing is not None:
             check_resampled(header, spacing, report)
         _check_fourth_axis(header, data, in_channels, len(paths), report)
         voxels = read_voxels(header, report)

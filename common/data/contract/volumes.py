@@ -98,7 +98,7 @@ def read_header(path: str, report: Report) -> Header | None:
     return Header(spatial, shape[3] if len(shape) == 4 else 1, affine, image)
 
 
-def check_size(header: Header, report: Report, note: Report) -> None:
+def check_size(header: Header, report: Report, note: Report) -> bool:
     """Report a voxel size or an extent that no image in mm has.
 
     Sizes are read as mm, whatever xyzt_units says: it is often wrong.
@@ -106,7 +106,10 @@ def check_size(header: Header, report: Report, note: Report) -> None:
     Args:
         header: of the image.
         report: called with each fault.
-        note: called where the sizes are those of an image in mm, but xyzt_units says otherwise.
+        note: called where the sizes are those of an image in mm, but xyzt_units or pixdim say otherwise.
+
+    Returns:
+        whether the sizes are those of an image in mm.
     """
     spacing = np.array(header.spacing)
     extent = spacing * header.shape
@@ -119,12 +122,14 @@ def check_size(header: Header, report: Report, note: Report) -> None:
         likely, factor = ("micrometres", "0.001") if too_large else ("metres", "1000")
         fix = f"if these are {likely}, multiply pixdim, qform and sform by {factor} and set xyzt_units to 2 (mm)"
         report(f"has {sizes}{told}", f"{fix}, else correct pixdim")
-    elif unit is not None:
+        return False
+    if unit is not None:
         note(f"has {sizes}{told}: they are taken as mm", "set xyzt_units to 2 (mm)")
     steps = np.asarray(header.image.header["pixdim"][1 : len(spacing) + 1], dtype=np.float64)
     if not np.allclose(steps, spacing, rtol=0.01):
         what = f"has pixdim {_numbers(steps)} mm, but an affine with voxels of {_numbers(spacing)} mm, which counts"
         note(what, "correct the one that is wrong")
+    return True
 
 
 def check_resampled(header: Header, spacing: Sequence[float], report: Report) -> None:
