@@ -15,7 +15,7 @@ import torch
 
 from bundles.alc.scripts.method import AdaptiveLabelCorrection
 from common.networks import VNet
-from common.training.trainer import resolve_precision
+from common.training.precision import resolve_precision
 
 from .steps import Step, compare, segmentation_loss, shipped_step
 

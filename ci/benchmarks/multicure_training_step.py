@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from bundles.multicure.scripts.method import MultiCURE
 from bundles.multicure.scripts.network import MultiCUREModule, MultiCURENet
-from common.training.trainer import resolve_precision
+from common.training.precision import resolve_precision
 
 from .deformable import plain_deformable_conv
 from .steps import Step, compare, segmentation_loss, shipped_step

@@ -88,8 +88,15 @@ class _QueriesKeysValues(nn.Module):
         self.linear = nn.Linear(channels, 3 * channels)
 
     def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        projected = self.linear(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        linear = self.linear(tokens) if torch.jit.is_scripting() else self._precise(tokens)
+        projected = linear.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return projected[0], projected[1], projected[2]
+
+    @torch.jit.unused
+    def _precise(self, tokens: torch.Tensor) -> torch.Tensor:
+        """In the weights' precision under autocast too: a loss on queries and keys is off by 6% in bfloat16."""
+        with torch.autocast(tokens.device.type, enabled=False):
+            return self.linear(tokens.to(self.linear.weight.dtype))
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -17,38 +18,11 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from .method import Method, MethodOutput, Progress
-
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from .precision import ConvolutionGuard, resolve_precision, suspect_gradients
 
 
 class NonFiniteLossError(RuntimeError):
     """A loss term or the gradient became infinite or not a number; the weights are as before that step."""
-
-
-def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """Number type for autocast.
-
-    ``auto`` is bfloat16 where the device has instructions for it, else float16 on CUDA and float32 on a CPU: without
-    such instructions a CPU is tens of times slower in bfloat16 than in float32.
-
-    Args:
-        precision: auto, float32, bfloat16 or float16.
-        device: where the training runs.
-
-    Raises:
-        ValueError: for another word, or float16 on a CPU.
-    """
-    if precision == "auto":
-        if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-        capabilities = torch.cpu
-        fast = capabilities._is_avx512_bf16_supported() or capabilities._is_amx_tile_supported()
-        return torch.bfloat16 if device.type == "cpu" and fast else torch.float32
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision: {precision!r} is unknown. Choose auto, {', '.join(PRECISIONS)}.")
-    if precision == "float16" and device.type != "cuda":
-        raise ValueError("precision: float16 needs CUDA. Choose auto, bfloat16 or float32.")
-    return PRECISIONS[precision]
 
 
 class MethodTrainer(Trainer):
@@ -64,7 +38,8 @@ class MethodTrainer(Trainer):
         method: what to train; several processes wrap it in DistributedDataParallel.
         optimizer: over the method's trainable parameters.
         epoch_length: iterations an epoch; default: the length of the loader.
-        precision: auto, float32, bfloat16 or float16, see :func:`resolve_precision`.
+        precision: auto, float32, bfloat16 or float16, see :func:`~.precision.resolve_precision`. With ``auto`` the
+            first batch's gradients are tried before anything is learnt; where they are wrong float32 takes over.
         max_gradient_norm: clip the gradient to this Euclidean norm; None: never.
         max_skipped_steps: steps with a non-finite loss or gradient to skip before giving up.
         seed: of everything that is random in training.
@@ -99,6 +74,8 @@ class MethodTrainer(Trainer):
             raise ValueError(f"max_gradient_norm must be positive, or null for no clipping, got {max_gradient_norm}.")
         device = torch.device(device)
         self.dtype = resolve_precision(precision, device)
+        self.guard = ConvolutionGuard()
+        self._untried = precision == "auto" and self.dtype is torch.bfloat16
         self.method = method.to(device)
         self.parallel: torch.nn.Module = self.method
         if distributed.is_available() and distributed.is_initialized():
@@ -157,10 +134,12 @@ class MethodTrainer(Trainer):
         }
         progress = Progress(self.state.iteration - 1, self.state.max_epochs * self.state.epoch_length)
         self.method.train()
+        if self._untried:
+            self._try_precision(batch, progress)
         self.optimizer.zero_grad(set_to_none=True)
         # a forward pass over bad input spoils running statistics before the loss shows it
         buffers = [buffer.clone() for buffer in self.method.buffers()] if self.max_skipped_steps else []
-        with torch.autocast(self.state.device.type, dtype=self.dtype, enabled=self.amp):
+        with self.guard, torch.autocast(self.state.device.type, dtype=self.dtype, enabled=self.amp):
             output: MethodOutput = self.parallel(_without_meta(batch), progress)
             self.fire_event(IterationEvents.FORWARD_COMPLETED)
             total = output.total
@@ -179,6 +158,30 @@ class MethodTrainer(Trainer):
         ]
         self.fire_event(IterationEvents.MODEL_COMPLETED)
         return self.state.output
+
+    def _try_precision(self, batch: dict[str, Any], progress: Progress) -> None:
+        """Take the first batch's gradients more than once; leave half precision where they are not to be trusted."""
+        self._untried = False
+        started = time.monotonic()
+
+        def loss(method: torch.nn.Module) -> torch.Tensor:
+            with torch.autocast(self.state.device.type, dtype=self.dtype):
+                output: MethodOutput = method(_without_meta(batch), progress)
+                return output.total
+
+        suspect = suspect_gradients(self.method, loss, self.state.device)
+        seconds = time.monotonic() - started
+        if self._all_ranks_agree(not suspect):
+            self.logger.info(
+                f"precision auto: gradients in {self.dtype} tried in {seconds:.1f} s, they are right here."
+            )
+            return
+        names = ", ".join(suspect[:5]) or "found by another process"
+        self.logger.warning(
+            f"precision auto: gradients in {self.dtype} are wrong on this machine (first of {len(suspect)}: {names}): "
+            "float32 takes over. `python -m common.training.precision` prints what to report."
+        )
+        self.dtype, self.amp = torch.float32, False
 
     def _step(self, total: torch.Tensor, batch: dict[str, Any], buffers: list[torch.Tensor]) -> None:
         self.scaler.scale(total).backward()

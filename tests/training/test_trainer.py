@@ -19,7 +19,8 @@ from torch import distributed
 from common.training.handlers import RunCheckpoint
 from common.training.lock import LOCK_FILE
 from common.training.method import LossTerm, MethodOutput, Progress
-from common.training.trainer import MethodTrainer, NonFiniteLossError, resolve_precision
+from common.training.precision import resolve_precision
+from common.training.trainer import MethodTrainer, NonFiniteLossError
 from tests.tiny import TinyCases, TinyMethod, assert_same_to_the_bit, snapshot, tiny_loader, tiny_trainer
 
 CPU = torch.device("cpu")
