@@ -15,12 +15,13 @@ from monai.utils import CommonKeys
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
+from ..errors import ExpectedError
 from .method import Method, MethodOutput, Progress
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(ExpectedError, RuntimeError):
     """A loss term or the gradient became infinite or not a number; the weights are as before that step."""
 
 
