@@ -92,10 +92,11 @@ def short_last_words() -> None:
     """
     if sys.excepthook is sys.__excepthook__:
         sys.excepthook = _show
-    handlers = [*logging.getLogger().handlers, *filter(None, [logging.lastResort])]
-    for handler in handlers:
-        if not any(isinstance(known, _NoTraceback) for known in handler.filters):
-            handler.addFilter(_NoTraceback())
+    # MONAI's statistics have a logger with a handler of their own
+    places: list[logging.Filterer] = [logging.getLogger("monai.handlers.StatsHandler"), *logging.getLogger().handlers]
+    for place in [*places, *filter(None, [logging.lastResort])]:
+        if not any(isinstance(known, _NoTraceback) for known in place.filters):
+            place.addFilter(_NoTraceback())
 
 
 class _NoTraceback(logging.Filter):
