@@ -17,11 +17,12 @@ from monai.utils import CommonKeys
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
+from ..errors import ExpectedError
 from .method import Method, MethodOutput, Progress
 from .precision import ConvolutionGuard, resolve_precision, suspect_gradients
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(ExpectedError, RuntimeError):
     """A loss term or the gradient became infinite or not a number; the weights are as before that step."""
 
 

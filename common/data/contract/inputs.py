@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...errors import tell_the_cause_last
+from ...errors import short_last_words
 from .checks import check_records
 from .dataset import SegmentationData
 from .faults import DataError, Fault
@@ -52,7 +52,7 @@ def images_to_segment(
         DataError: when a file is missing or faulty, no image is found, or two images share a name: results are named
             by it.
     """
-    tell_the_cause_last()
+    short_last_words()
     records = _list(dataset_dir, datalist, phantom, phantom_dir, output_dir)
     shared = shared_names(record["image"] for record in records)
     if shared:

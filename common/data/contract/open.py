@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...errors import tell_the_cause_last
+from ...errors import short_last_words
 from ...training.runs import first_rank_first
 from ..simulation.phantom import make_phantom
 from .checks import check_records
@@ -78,7 +78,7 @@ class LazyData:
     """
 
     def __init__(self, **arguments: Any) -> None:
-        tell_the_cause_last()
+        short_last_words()
         self._arguments = arguments
 
     def __getattr__(self, name: str) -> Any:

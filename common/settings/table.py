@@ -1,0 +1,87 @@
+"""The settings that all bundles share, and a bundle's table of them and its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ..errors import Fault
+from .setting import Setting
+
+Check = Callable[[Mapping[str, Any]], Iterable[Fault]]
+
+COMMON = (
+    Setting("bundle_root", "path", "folder of the bundle"),
+    Setting("ckpt_dir", "path", "folder of the weights"),
+    Setting("output_dir", "path", "folder of logs and results"),
+    Setting("dataset_dir", "path", "folder of the data set, or images to segment; null: a phantom", optional=True),
+    Setting("datalist", "path", "JSON of the data set, in dataset_dir, or list of images to segment", optional=True),
+    Setting("num_classes", "whole number", "classes, background included", least=2),
+    Setting("in_channels", "whole number", "channels of the images", least=1),
+    Setting("num_workers", "whole number", "processes that load data; 0: none beside the training", least=0),
+    Setting("cache_rate", "number", "share of the images kept in memory", least=0, most=1),
+    Setting("learning_rate", "number", "of the optimiser, at the start", above=0),
+    Setting("weight_decay", "number", "of the optimiser", least=0),
+    Setting("max_epochs", "whole number", "epochs of the training", least=1),
+    Setting("epoch_length", "whole number", "iterations of an epoch", least=1),
+    Setting("val_interval", "whole number", "epochs from one validation to the next", least=1),
+    Setting("decay_interval", "number", "share of the training to a tenfold lower learning rate", above=0),
+    Setting("precision", "word", "number type of convolutions", choices=("auto", "float32", "bfloat16", "float16")),
+    Setting("max_gradient_norm", "number", "to which gradients are clipped; null: never", above=0, optional=True),
+    Setting("max_skipped_steps", "whole number", "steps with a non-finite loss to leave out", least=0),
+    Setting("seed", "whole number", "of all that is random", least=0),
+    Setting("resume", "switch", "continue the run in ckpt_dir"),
+    Setting("device", "device", "where to compute"),
+    Setting("section", "word", "section of the data set", choices=("training", "validation", "test")),
+    Setting("weights", "path", "trained weights"),
+    Setting("results_dir", "path", "folder of an evaluation's results"),
+)
+
+VOLUMES = (
+    Setting("spacing", "number", "to which images are resampled", unit="mm", above=0, items=3),
+    # a V-Net halves its input four times
+    Setting("patch_size", "whole number", "of training and windows", unit="voxels", above=0, multiple_of=16, items=3),
+    Setting("overlap", "number", "of windows along each axis", least=0, below=1, items=3, single=True),
+)
+
+
+class SettingsTable:
+    """All settings of a bundle.
+
+    Args:
+        settings: groups of them; a later one replaces an earlier one of its name.
+        checks: of several settings together; each takes the values that there are and yields faults.
+    """
+
+    def __init__(self, *settings: Sequence[Setting], checks: Sequence[Check] = ()) -> None:
+        self.settings = {setting.name: setting for group in settings for setting in group}
+        self.checks = tuple(checks)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.settings
+
+    def __getitem__(self, name: str) -> Setting:
+        return self.settings[name]
+
+    def __iter__(self) -> Iterator[Setting]:
+        return iter(self.settings.values())
+
+    def markdown(self) -> str:
+        """The table for people, in Markdown."""
+        rows = ["| setting | type | range | unit | meaning |", "|---|---|---|---|---|"]
+        for setting in self:
+            cells = (f"`{setting.name}`", setting.type, setting.range, setting.unit, setting.meaning)
+            rows.append("| " + " | ".join(cells) + " |")
+        return "\n".join(rows) + "\n"
+
+
+def batch_not_empty(first: str, second: str) -> Check:
+    """A check that a batch of two streams holds a case of either."""
+
+    def check(values: Mapping[str, Any]) -> Iterator[Fault]:
+        if values.get(first) == 0 and values.get(second) == 0:
+            yield Fault(
+                f"{first}, {second}", "both are 0, so that a batch is empty", "give at least one of them above 0"
+            )
+
+    return check
