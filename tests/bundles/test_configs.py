@@ -63,8 +63,8 @@ def test_there_are_bundles() -> None:
 def test_every_key_is_used(config: Path) -> None:
     """A key is used when it is run, is a property of MONAI's bundle specification, or such a key leads to it.
 
-    Of an overlay its own keys: where it replaces the method, settings of the replaced one have nothing to read them. What
-    evaluation and inference both have may stand in a data set's overlay, which goes with them too.
+    Of an overlay its own keys: where it replaces the method, settings of the replaced one have nothing to read them.
+    What evaluation and inference both have may stand in a data set's overlay, which goes with them too.
     """
     content = merged(config)
     own = ConfigParser.load_config_file(ROOT / "bundles" / config)

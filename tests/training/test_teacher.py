@@ -101,13 +101,13 @@ def test_loaded_weights_reach_it_at_once_and_the_average_begins_anew(updates: in
 
 
 def test_a_copied_student_leads_its_own_teacher() -> None:
-    pair = nn.ModuleList([make_network()])
-    pair.append(Teacher(pair[0]))
-    twin = copy.deepcopy(pair)
+    network = make_network()
+    teacher = Teacher(network)
+    other_network, other_teacher = copy.deepcopy((network, teacher))
     loaded = randomise(make_network())
-    twin[0].load_state_dict(loaded)
-    torch.testing.assert_close(dict(twin[1].module.state_dict()), dict(loaded), rtol=0, atol=0)
-    assert not torch.equal(next(pair[1].parameters()), next(twin[1].parameters()))
+    other_network.load_state_dict(loaded)
+    torch.testing.assert_close(dict(other_teacher.module.state_dict()), dict(loaded), rtol=0, atol=0)
+    assert not torch.equal(next(teacher.parameters()), next(other_teacher.parameters()))
 
 
 @pytest.mark.parametrize(("dropout", "noise", "same"), [(0.0, 0.0, True), (0.5, 0.0, False), (0.0, 0.1, False)])
