@@ -11,18 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from monai.metrics import CalibrationErrorMetric, compute_average_surface_distance, compute_hausdorff_distance
+from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
 from scipy.ndimage import binary_erosion
 
-from common.evaluation.calibration import ECE_BINS, calibration_errors, calibration_sums
-from common.evaluation.compare import paired_differences
 from common.evaluation.metrics import (
     MEAN_STRUCTURE,
     METRICS,
-    Case,
     CaseTable,
-    MaskPair,
-    Metric,
     bootstrap_interval,
     csv_columns,
     image_diagonal,
@@ -30,9 +25,7 @@ from common.evaluation.metrics import (
     structure_metrics,
     summarise,
     surface_distances,
-    write_rows,
 )
-from common.evaluation.report.panels import _table_cells, _table_notes
 
 LABELS = {1: "atrium", 2: "wall", 3: "vein"}
 SPACINGS = {2: (1.5, 0.7), 3: (1.0, 1.5, 2.5)}
@@ -80,17 +73,6 @@ def naive_distances(prediction: np.ndarray, reference: np.ndarray, spacing: tupl
     surfaces = naive_surface(prediction), naive_surface(reference)
     there, back = one_way(*surfaces), one_way(*surfaces[::-1])
     return max(naive_percentile(there, 95), naive_percentile(back, 95)), sum(there + back) / len(there + back)
-
-
-def naive_ece(confidence: np.ndarray, truth: np.ndarray, bins: int) -> float:
-    """Expected calibration error with a loop over voxels; bins hold their upper end."""
-    groups: dict[int, list[int]] = {}
-    for index, value in enumerate(confidence):
-        groups.setdefault(max(0, math.ceil(float(value) * bins) - 1), []).append(index)
-    return sum(
-        len(group) / len(confidence) * abs(np.mean(confidence[group]) - np.mean(truth[group]))
-        for group in groups.values()
-    )
 
 
 def random_probabilities(rng: np.random.Generator, classes: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -181,47 +163,6 @@ def test_surfaces_on_the_crop_equal_those_of_the_whole_image() -> None:
         assert np.array_equal(there, padded[0]) and np.array_equal(back, padded[1])
 
 
-@pytest.mark.parametrize("shape", [(9, 10), (7, 6, 8)])
-def test_distances_as_medpy_has_them_equal_naive_loops(shape: tuple[int, ...]) -> None:
-    """Both directions pooled under one percentile; the mean from the prediction alone; in mm and in voxels."""
-    rng = np.random.default_rng(11)
-    compared = 0
-    for _ in range(4):
-        prediction, reference = blob_map(rng, shape, 3), blob_map(rng, shape, 3)
-        for row in structure_metrics(prediction, reference, {1: "a", 2: "b"}, SPACINGS[len(shape)]):
-            masks = prediction == row["label"], reference == row["label"]
-            if not (masks[0].any() and masks[1].any()):
-                continue
-            compared += 1
-            for suffix, spacing in (("", SPACINGS[len(shape)]), ("_voxels", (1.0,) * len(shape))):
-                points = [naive_surface(mask) for mask in masks]
-                there, back = (
-                    [min(math.dist(np.multiply(p, spacing), np.multiply(q, spacing)) for q in others) for p in own]
-                    for own, others in (points, points[::-1])
-                )
-                assert row[f"hd95_medpy{suffix}"] == pytest.approx(naive_percentile([*there, *back], 95), rel=1e-6)
-                assert row[f"asd_medpy{suffix}"] == pytest.approx(sum(there) / len(there), rel=1e-6)
-    assert compared >= 3
-
-
-def test_distances_equal_what_medpy_gave() -> None:
-    """A box and the same box longer by 6, thinner and with a spur: numbers of medpy 0.5.2 (hd95, asd; both ways)."""
-    first, second = np.zeros((2, 12, 14, 16), dtype=int)
-    first[3:8, 4:9, 2:9] = 1
-    second[4:8, 4:10, 2:15] = 1
-    second[9, 10, 3] = 1
-    golden = {
-        ("", "forth"): (15.0, 0.3261538461538462),
-        ("", "back"): (15.0, 4.464380364792753),
-        ("_voxels", "forth"): (6.0, 0.4076923076923077),
-        ("_voxels", "back"): (6.0, 1.930214287124204),
-    }
-    for (unit, way), expected in golden.items():
-        pair = (first, second) if way == "forth" else (second, first)
-        row = structure_metrics(*pair, {1: "box"}, (0.8, 1.0, 2.5))[0]
-        assert (row[f"hd95_medpy{unit}"], row[f"asd_medpy{unit}"]) == pytest.approx(expected, rel=1e-6)
-
-
 @pytest.mark.parametrize("shape", [(6, 8), (6, 8, 10)])
 def test_empty_masks(shape: tuple[int, ...]) -> None:
     spacing = SPACINGS[len(shape)]
@@ -254,58 +195,6 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         CaseTable({0: "background"})
     with pytest.raises(ValueError, match="each differently"):
         CaseTable({1: "lung", 2: "lung"})
-
-
-@pytest.mark.parametrize("classes", [2, 4])
-@pytest.mark.parametrize("shape", [(12, 11), (5, 6, 7)])
-def test_calibration_equals_naive_loops_and_monai(classes: int, shape: tuple[int, ...]) -> None:
-    rng = np.random.default_rng(classes)
-    reference = blob_map(rng, shape, classes)
-    probabilities = random_probabilities(rng, classes, shape)
-    prediction = probabilities.argmax(axis=0)
-    ece, classwise, sums = calibration_errors(probabilities, prediction, reference)
-    foreground = (reference > 0) | (prediction > 0)
-    values, true = probabilities[:, foreground], reference[foreground]
-    right = (values.argmax(axis=0) == true).astype(float)
-    assert ece == pytest.approx(naive_ece(values.max(axis=0), right, ECE_BINS), abs=1e-5)
-    per_class = [naive_ece(values[c], (true == c).astype(float), ECE_BINS) for c in range(classes)]
-    assert classwise == pytest.approx(np.mean(per_class), abs=1e-5)
-    metric = CalibrationErrorMetric(num_bins=ECE_BINS, metric_reduction="none")
-    metric(y_pred=torch.as_tensor(values)[None], y=torch.as_tensor(true[None] == np.arange(classes)[:, None])[None])
-    assert classwise == pytest.approx(metric.aggregate().mean().item(), abs=1e-5)
-    metric.reset()
-    metric(y_pred=torch.as_tensor(values.max(axis=0))[None, None], y=torch.as_tensor(right)[None, None])
-    assert ece == pytest.approx(metric.aggregate().item(), abs=1e-5)
-    assert sums[0].sum() == foreground.sum()
-    assert sums[2].sum() == pytest.approx(right.sum(), rel=1e-6)
-
-
-def test_calibration_by_hand() -> None:
-    """Four voxels at confidence 0.9, half of them right: ECE 0.4; both classes of two are off by as much."""
-    probabilities = np.array([[0.1] * 4, [0.9] * 4]).reshape(2, 2, 2)
-    reference = np.array([[1, 1], [0, 0]])
-    ece, classwise, sums = calibration_errors(probabilities, np.ones((2, 2), dtype=int), reference)
-    assert ece == pytest.approx(0.4) and classwise == pytest.approx(0.4)
-    # 0.9 * 15 = 13.5: the 14th bin
-    assert sums[:, 13] == pytest.approx([4, 3.6, 2]) and sums[0].sum() == 4
-
-
-def test_binned_sums_do_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    values, truth = rng.random((3, 1000)), rng.integers(0, 2, (3, 1000))
-    whole = calibration_sums(values, truth)
-    monkeypatch.setattr("common.evaluation.calibration._CHUNK", 64)
-    assert np.allclose(calibration_sums(values, truth), whole, rtol=1e-5)
-    assert whole[0].sum() == 3000
-
-
-def test_calibration_refuses_what_is_not_probabilities() -> None:
-    label = np.ones((3, 3), dtype=int)
-    for bad in (np.full((2, 3, 3), 3.0), np.full((2, 3, 3), np.nan), np.stack([label * -0.5, label * 1.5])):
-        with pytest.raises(ValueError, match="apply softmax first"):
-            calibration_errors(bad, label, label)
-    with pytest.raises(ValueError, match=r"must be \(C, \*S\)"):
-        calibration_errors(np.full((2, 3, 4), 0.5), label, label)
 
 
 def filled_table(classes: int = 4, dims: int = 3, cases: int = 5) -> CaseTable:
@@ -402,54 +291,6 @@ def test_csv_round_trip(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="columns missing: label"):
         read_rows(tmp_path / "other.csv")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.csv", "other.csv"]
-
-
-def test_a_table_from_before_a_metric_existed_is_read(tmp_path: Path) -> None:
-    table = filled_table()
-    old = [name for name in csv_columns() if "medpy" not in name]
-    rows = [{name: row[name] for name in old} for row in table.rows]
-    write_rows(rows, tmp_path / "metrics.csv", old)
-    found = read_rows(tmp_path / "metrics.csv")
-    assert found[0]["dice"] == table.rows[0]["dice"] and found[0]["hd95_medpy"] is None
-    assert not any("medpy" in row["metric"] for row in summarise(found).rows)
-
-
-def test_a_new_metric_is_a_function_and_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is in the CSV file, the summary, the comparison, and where it says on the report's page."""
-
-    def volume_error(masks: MaskPair) -> float:
-        return abs(masks.sizes[0] - masks.sizes[1]) * float(np.prod(masks.spacing)) / 1000
-
-    def foreground_share(case: Case) -> float | None:
-        return float((np.asarray(case.prediction) > 0).mean())
-
-    row = Metric("volume error", "ml", "lower", "structure", "table", volume_error)
-    monkeypatch.setitem(METRICS, "volume_error", row)
-    monkeypatch.setitem(METRICS, "share", Metric("share", "", "higher", "case", "note", foreground_share))
-    reference, prediction = np.zeros((2, 6, 8), dtype=int)
-    reference[2, 3:6], prediction[2, 3:5] = 1, 1
-    for name, mask in (("first", prediction), ("second", reference)):
-        table = CaseTable({1: "atrium"})
-        table.add("a", mask, reference, (10.0, 20.0))
-        (tmp_path / name).mkdir()
-        table.write_csv(tmp_path / name / "metrics.csv")
-    tables = [read_rows(tmp_path / name / "metrics.csv") for name in ("first", "second")]
-    assert [rows[0]["volume_error"] for rows in tables] == [0.2, 0.0]
-    summary = summarise(tables[0])
-    assert "volume_error [ml]" in summary.format()
-    assert {r["metric"]: r["mean"] for r in summary.rows}["share"] == pytest.approx(2 / 48)
-    heads, cells, _ = _table_cells(summary)
-    assert cells[0][heads.index("volume error (ml)")] == "0.20 ± 0.00"
-    assert any("share 0.0417" in line for line in _table_notes(summary, 0))
-    change = {r["metric"]: r["mean"] for r in paired_differences(*tables).rows}
-    assert change["volume_error"] == pytest.approx(-0.2) and change["share"] == pytest.approx(1 / 48)
-
-
-def test_the_table_says_what_each_metric_is() -> None:
-    rows = filled_table().rows
-    for name, metric in METRICS.items():
-        assert metric.title and metric.unit_in(rows[0]) in ("", "mm", "voxel")
-        assert metric.better == ("higher" if name in ("dice", "jaccard") else "lower")
 
 
 def test_reliability_adds_up_over_cases(tmp_path: Path) -> None:
