@@ -60,7 +60,8 @@ def test_one_step_equals_eqs_1_to_5_by_loops(classes: int, dims: int, printed: b
     # Eq. 4 over all images, Eq. 5 over the uncertain voxels of unlabelled ones
     centres = naive_prototypes(features, pseudo, sure, classes)
     places = [place for place in (~sure).nonzero().tolist() if not labelled[place[0]]]
-    vectors = [features[tuple([b, slice(None), *voxel])].tolist() for b, _, *voxel in places]  # noqa: C409
+    indices = [(b, slice(None), *voxel) for b, _, *voxel in places]
+    vectors = [features[index].tolist() for index in indices]
     contrast = naive_contrast(vectors, [int(pseudo[tuple(place)]) for place in places], centres, 0.5, printed)
     pairs = list(itertools.combinations(sorted(centres), 2))
     alike = sum((1 + cosine(centres[a], centres[b])) / 2 for a, b in pairs) / max(len(pairs), 1)
