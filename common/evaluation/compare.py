@@ -12,7 +12,7 @@ from pathlib import Path
 
 import fire
 
-from .metrics import CALIBRATION, DISTANCES, OVERLAPS, Row, Summary, metric_name, read_rows, summarise
+from .metrics import METRICS, Row, Summary, metric_name, read_rows, summarise
 
 
 def paired_differences(first: Sequence[Row], second: Sequence[Row]) -> Summary:
@@ -37,8 +37,8 @@ def paired_differences(first: Sequence[Row], second: Sequence[Row]) -> Summary:
         other = tables[1][key]
         if row["unit"] != other["unit"]:
             raise ValueError(f"{key[1]} of {key[0]} is measured in {row['unit']} and in {other['unit']}.")
-        both = (*OVERLAPS, *DISTANCES, *CALIBRATION)
-        change = {m: None if None in (row[m], other[m]) else other[m] - row[m] for m in both}
+        pairs = {name: (row.get(name), other.get(name)) for name in METRICS}
+        change = {name: None if a is None or b is None else b - a for name, (a, b) in pairs.items()}
         differences.append({**row, **change, "missed": False, "spurious": False})
     return summarise(differences)
 
@@ -57,13 +57,16 @@ def main(first: str, second: str) -> None:
         sys.exit(str(error))
     means = [{(row["structure"], metric_name(row)): row["mean"] for row in summarise(table).rows} for table in tables]
     width = max((len(row["structure"]) for row in change.rows), default=0)
-    print(f"{change.cases} cases; difference: second minus first, with its bootstrap 95% interval; * it is not 0")
-    print(f"{'structure':<{width}}  {'metric':<14} {'first':>9} {'second':>9} {'difference':>11}  95% interval")
+    wide = max([14, *(len(metric_name(row)) for row in change.rows)])
+    print(f"{change.cases} cases; second minus first, with its bootstrap 95% interval; better or worse: it is not 0")
+    print(f"{'structure':<{width}}  {'metric':<{wide}} {'first':>9} {'second':>9} {'difference':>11}  95% interval")
     for row in change.rows:
         a, b = (mean[row["structure"], metric_name(row)] for mean in means)
-        mark = " *" if row["lo"] > 0 or row["hi"] < 0 else ""
+        gain = 1 if METRICS[row["metric"]].better == "higher" else -1
+        mark = " better" if min(gain * row["lo"], gain * row["hi"]) > 0 else ""
+        mark = " worse" if max(gain * row["lo"], gain * row["hi"]) < 0 else mark
         print(
-            f"{row['structure']:<{width}}  {metric_name(row):<14} {a:9.4f} {b:9.4f} {row['mean']:+11.4f}  "
+            f"{row['structure']:<{width}}  {metric_name(row):<{wide}} {a:9.4f} {b:9.4f} {row['mean']:+11.4f}  "
             f"[{row['lo']:+.4f}, {row['hi']:+.4f}]{mark}"
         )
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from common.evaluation.compare import main, paired_differences
-from common.evaluation.metrics import CSV_COLUMNS, bootstrap_interval, write_rows
+from common.evaluation.metrics import METRICS, bootstrap_interval, csv_columns, write_rows
 
 
 def table(dice: dict[tuple[str, str], float], unit: str = "mm", ece: float | None = 0.1) -> list[dict[str, Any]]:
@@ -54,11 +54,12 @@ def test_what_cannot_be_compared(second: list[dict[str, Any]], words: str) -> No
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, rows in (("a", table(FIRST)), ("b", table(SECOND, ece=None))):  # no calibration in the second
-        write_rows(rows, tmp_path / name / "metrics.csv", CSV_COLUMNS)
+        write_rows(rows, tmp_path / name / "metrics.csv", csv_columns())
     main(str(tmp_path / "a"), str(tmp_path / "b" / "metrics.csv"))
     lines = {tuple(line.split()[:2]): line for line in capsys.readouterr().out.splitlines()}
-    assert "0.5500    0.6500     +0.1000" in lines["atrium", "dice"] and lines["atrium", "dice"].endswith("*")
-    assert "[mm]" in lines["wall", "hd95"] and not lines["wall", "hd95"].endswith("*")
+    assert "0.5500    0.6500     +0.1000" in lines["atrium", "dice"] and lines["atrium", "dice"].endswith(" better")
+    assert "[mm]" in lines["wall", "hd95"] and lines["wall", "hd95"].endswith("]")
+    assert METRICS["hd95"].better == "lower" and lines["atrium", "hd95"].endswith(" better"), "a shorter distance"
     assert not any("ece" in line for line in lines.values())
 
 

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from monai.metrics import CalibrationErrorMetric, compute_average_surface_distance, compute_hausdorff_distance
+from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
 from scipy.ndimage import binary_erosion
 
-from common.evaluation.calibration import ECE_BINS, calibration_errors, calibration_sums
 from common.evaluation.metrics import (
-    CSV_COLUMNS,
     MEAN_STRUCTURE,
+    METRICS,
     CaseTable,
     bootstrap_interval,
+    csv_columns,
     image_diagonal,
     read_rows,
     structure_metrics,
@@ -56,32 +56,23 @@ def naive_surface(mask: np.ndarray) -> list[tuple[int, ...]]:
     return points
 
 
+def naive_percentile(values: list[float], percent: int) -> float:
+    """With linear interpolation between the sorted values."""
+    ordered = sorted(values)
+    place = percent / 100 * (len(ordered) - 1)
+    low, share = int(place), place - int(place)
+    return ordered[low] + share * (ordered[min(low + 1, len(ordered) - 1)] - ordered[low])
+
+
 def naive_distances(prediction: np.ndarray, reference: np.ndarray, spacing: tuple[float, ...]) -> tuple[float, float]:
     """95HD and ASD with loops over all pairs of surface voxels."""
 
     def one_way(start: list[tuple[int, ...]], end: list[tuple[int, ...]]) -> list[float]:
         return [min(math.dist(np.multiply(a, spacing), np.multiply(b, spacing)) for b in end) for a in start]
 
-    def percentile95(values: list[float]) -> float:
-        ordered = sorted(values)
-        place = 0.95 * (len(ordered) - 1)
-        low, share = int(place), place - int(place)
-        return ordered[low] + share * (ordered[min(low + 1, len(ordered) - 1)] - ordered[low])
-
     surfaces = naive_surface(prediction), naive_surface(reference)
     there, back = one_way(*surfaces), one_way(*surfaces[::-1])
-    return max(percentile95(there), percentile95(back)), sum(there + back) / len(there + back)
-
-
-def naive_ece(confidence: np.ndarray, truth: np.ndarray, bins: int) -> float:
-    """Expected calibration error with a loop over voxels; bins hold their upper end."""
-    groups: dict[int, list[int]] = {}
-    for index, value in enumerate(confidence):
-        groups.setdefault(max(0, math.ceil(float(value) * bins) - 1), []).append(index)
-    return sum(
-        len(group) / len(confidence) * abs(np.mean(confidence[group]) - np.mean(truth[group]))
-        for group in groups.values()
-    )
+    return max(naive_percentile(there, 95), naive_percentile(back, 95)), sum(there + back) / len(there + back)
 
 
 def random_probabilities(rng: np.random.Generator, classes: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -185,8 +176,10 @@ def test_empty_masks(shape: tuple[int, ...]) -> None:
     assert (neither["missed"], neither["spurious"]) == (False, False)
     for row in (missed, spurious):
         assert (row["dice"], row["jaccard"]) == (0.0, 0.0)
-        assert row["hd95"] == row["asd"] == pytest.approx(diagonal)
-    assert [neither[m] for m in ("dice", "jaccard", "hd95", "asd")] == [1.0, 1.0, 0.0, 0.0]
+        assert row["hd95"] == row["asd"] == row["hd95_medpy"] == row["asd_medpy"] == pytest.approx(diagonal)
+        assert row["hd95_medpy_voxels"] == row["asd_medpy_voxels"] == pytest.approx(math.hypot(*shape))
+    assert [neither[m] for m in ("dice", "jaccard")] == [1.0, 1.0]
+    assert {neither[m] for m, metric in METRICS.items() if metric.unit} == {0.0}
 
 
 def test_arguments_that_do_not_fit_are_refused() -> None:
@@ -202,58 +195,6 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
         CaseTable({0: "background"})
     with pytest.raises(ValueError, match="each differently"):
         CaseTable({1: "lung", 2: "lung"})
-
-
-@pytest.mark.parametrize("classes", [2, 4])
-@pytest.mark.parametrize("shape", [(12, 11), (5, 6, 7)])
-def test_calibration_equals_naive_loops_and_monai(classes: int, shape: tuple[int, ...]) -> None:
-    rng = np.random.default_rng(classes)
-    reference = blob_map(rng, shape, classes)
-    probabilities = random_probabilities(rng, classes, shape)
-    prediction = probabilities.argmax(axis=0)
-    ece, classwise, sums = calibration_errors(probabilities, prediction, reference)
-    foreground = (reference > 0) | (prediction > 0)
-    values, true = probabilities[:, foreground], reference[foreground]
-    right = (values.argmax(axis=0) == true).astype(float)
-    assert ece == pytest.approx(naive_ece(values.max(axis=0), right, ECE_BINS), abs=1e-5)
-    per_class = [naive_ece(values[c], (true == c).astype(float), ECE_BINS) for c in range(classes)]
-    assert classwise == pytest.approx(np.mean(per_class), abs=1e-5)
-    metric = CalibrationErrorMetric(num_bins=ECE_BINS, metric_reduction="none")
-    metric(y_pred=torch.as_tensor(values)[None], y=torch.as_tensor(true[None] == np.arange(classes)[:, None])[None])
-    assert classwise == pytest.approx(metric.aggregate().mean().item(), abs=1e-5)
-    metric.reset()
-    metric(y_pred=torch.as_tensor(values.max(axis=0))[None, None], y=torch.as_tensor(right)[None, None])
-    assert ece == pytest.approx(metric.aggregate().item(), abs=1e-5)
-    assert sums[0].sum() == foreground.sum()
-    assert sums[2].sum() == pytest.approx(right.sum(), rel=1e-6)
-
-
-def test_calibration_by_hand() -> None:
-    """Four voxels at confidence 0.9, half of them right: ECE 0.4; both classes of two are off by as much."""
-    probabilities = np.array([[0.1] * 4, [0.9] * 4]).reshape(2, 2, 2)
-    reference = np.array([[1, 1], [0, 0]])
-    ece, classwise, sums = calibration_errors(probabilities, np.ones((2, 2), dtype=int), reference)
-    assert ece == pytest.approx(0.4) and classwise == pytest.approx(0.4)
-    # 0.9 * 15 = 13.5: the 14th bin
-    assert sums[:, 13] == pytest.approx([4, 3.6, 2]) and sums[0].sum() == 4
-
-
-def test_binned_sums_do_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    values, truth = rng.random((3, 1000)), rng.integers(0, 2, (3, 1000))
-    whole = calibration_sums(values, truth)
-    monkeypatch.setattr("common.evaluation.calibration._CHUNK", 64)
-    assert np.allclose(calibration_sums(values, truth), whole, rtol=1e-5)
-    assert whole[0].sum() == 3000
-
-
-def test_calibration_refuses_what_is_not_probabilities() -> None:
-    label = np.ones((3, 3), dtype=int)
-    for bad in (np.full((2, 3, 3), 3.0), np.full((2, 3, 3), np.nan), np.stack([label * -0.5, label * 1.5])):
-        with pytest.raises(ValueError, match="apply softmax first"):
-            calibration_errors(bad, label, label)
-    with pytest.raises(ValueError, match=r"must be \(C, \*S\)"):
-        calibration_errors(np.full((2, 3, 4), 0.5), label, label)
 
 
 def filled_table(classes: int = 4, dims: int = 3, cases: int = 5) -> CaseTable:
@@ -274,7 +215,7 @@ def filled_table(classes: int = 4, dims: int = 3, cases: int = 5) -> CaseTable:
 def test_summary_has_every_metric_and_no_nan(classes: int, dims: int) -> None:
     summary = filled_table(classes, dims).summary()
     names = [LABELS[v] for v in range(1, classes)] + ([MEAN_STRUCTURE] if classes > 2 else [])
-    expected = {(m, n) for m in ("dice", "jaccard", "hd95", "asd") for n in names}
+    expected = {(m, n) for m, metric in METRICS.items() if metric.of == "structure" for n in names}
     expected |= {("ece", "all classes"), ("classwise_ece", "all classes")}
     assert {(row["metric"], row["structure"]) for row in summary.rows} == expected
     for row in summary.rows:
@@ -344,7 +285,7 @@ def test_csv_round_trip(tmp_path: Path) -> None:
     table.add("plain", np.ones((3, 3)), np.ones((3, 3)))
     table.write_csv(tmp_path / "metrics.csv")
     rows = read_rows(tmp_path / "metrics.csv")
-    assert rows == table.rows and list(rows[0]) == list(CSV_COLUMNS)
+    assert rows == table.rows and list(rows[0]) == list(csv_columns())
     assert summarise(rows, seed=2) == table.summary(seed=2)
     (tmp_path / "other.csv").write_text("case,dice\na,1\n")
     with pytest.raises(ValueError, match="columns missing: label"):

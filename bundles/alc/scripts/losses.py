@@ -110,9 +110,12 @@ def select_most_certain(uncertainty: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def consistency_loss(teacher_mean: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
-    """Mean absolute difference of teacher and student probabilities (Eq. 10).
+    """Distance of teacher and student probabilities, mean over voxels (Eq. 10).
 
-    The printed sum over the passes is read as their mean: a sum of m probabilities cannot be matched by one.
+    The printed sum over the passes is read as their mean: a sum of m probabilities cannot be matched by one. The norm,
+    which the paper leaves open, is half the sum over classes of |p - q|, the total variation distance: the probability
+    mass that the two place differently. With two classes it is |p - q| of the foreground. A mean over classes would
+    fall with their number, though teacher and student disagree as much.
 
     Args:
         teacher_mean: (B, C, *S), probabilities, without gradient.
@@ -125,4 +128,4 @@ def consistency_loss(teacher_mean: torch.Tensor, student: torch.Tensor) -> torch
         >>> consistency_loss(torch.tensor([[[[0.5]], [[0.5]]]]), torch.tensor([[[[1.0]], [[0.0]]]])).item()
         0.5
     """
-    return (teacher_mean - student).abs().mean()
+    return 0.5 * (teacher_mean - student).abs().sum(1).mean()

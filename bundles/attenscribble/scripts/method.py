@@ -37,6 +37,8 @@ class AttenScribble(Method):
         crf_mask: ``unlabelled``: pixels without a scribble, with the margins that rotations bring in (the paper);
             ``image``: all pixels of the image proper and no margins (Gated CRF, arXiv 1906.04651).
         mask_neighbours: leave out scribbled neighbours as well, as Eq. 4 prints it.
+        scaled_similarity: divide the scores behind S by the square root of a head's channels, as Sec. 2.3 prints A;
+            otherwise S is formed from plain products of queries and keys. The attended feature is scaled either way.
 
     Raises:
         ValueError: when an argument is outside its range, or there is no attention to learn similarity from.
@@ -55,6 +57,7 @@ class AttenScribble(Method):
         sigma_intensity: float = 0.1,
         crf_mask: str = "unlabelled",
         mask_neighbours: bool = False,
+        scaled_similarity: bool = False,
     ) -> None:
         super().__init__(network)
         self.weights = {
@@ -71,6 +74,7 @@ class AttenScribble(Method):
             raise ValueError(f"crf_mask must be unlabelled or image, got {crf_mask!r}.")
         self.radius, self.sigma_position, self.sigma_intensity = radius, sigma_position, sigma_intensity
         self.crf_mask, self.mask_neighbours = crf_mask, switch(mask_neighbours, "mask_neighbours")
+        self.scaled_similarity = switch(scaled_similarity, "scaled_similarity")
         self.similarity: nn.Linear | None = None
         if attentive_weight > 0.0:
             blocks = [module for module in network.modules() if isinstance(module, SpatialSelfAttention)]
@@ -136,6 +140,8 @@ class AttenScribble(Method):
     ) -> torch.Tensor:
         """Eq. 6 at the attention's resolution, over the slices whose scribbles hold several classes."""
         assert self.similarity is not None
+        if self.scaled_similarity:
+            queries = queries.float() / queries.shape[-1] ** 0.5
         chosen = _several_classes(scribble)
         small = functional.interpolate(probabilities, shape, mode="area")
         share = functional.interpolate((scribble >= FIRST_CLASS).float(), shape, mode="area")

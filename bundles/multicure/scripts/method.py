@@ -26,6 +26,7 @@ from .losses import (
 from .network import Branches, DeepFeatures, MultiCURENet, mean_log_probability
 
 SCHEDULES = ("rise", "decay")
+REGULARISED = ("auxiliary", "both")
 
 
 class MultiCURE(Method):
@@ -49,6 +50,8 @@ class MultiCURE(Method):
         ramp_length: share of the training over which lambda_u rises to that (Laine and Aila, ICLR 2017), in [0, 1]; 0:
             constant, as in the paper.
         regularisation: lambda_reg, weight of the XOR regularisation among them (Eq. 2).
+        regularise: which network that teaches: ``auxiliary``, the predictive one's side is a pseudo-label, or ``both``,
+            by which alone the predictive network learns from unlabelled images. The paper does not say.
         contrastive: lambda_c at the end of the training (Eq. 3); 0: no contrastive learning.
         schedule: rise or decay, of lambda_c, see :func:`~.losses.contrastive_weight`.
         separation: weight of the prototypes' separation beside Eq. 5.
@@ -78,8 +81,11 @@ class MultiCURE(Method):
         max_voxels: int = 4096,
         feature_channels: int = 16,
         mutual: bool = False,
+        regularise: str = "auxiliary",
     ) -> None:
         super().__init__(network)
+        if regularise not in REGULARISED:
+            raise ValueError(f"regularise must be one of {', '.join(REGULARISED)}, got {regularise!r}.")
         if schedule not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {schedule!r}.")
         if not 0.0 <= ramp_length <= 1.0:
@@ -103,6 +109,7 @@ class MultiCURE(Method):
         self.printed_denominator = switch(printed_denominator, "printed_denominator")
         self.max_voxels = max_voxels
         self.mutual = switch(mutual, "mutual")
+        self.regularise = regularise
         if contrastive > 0.0:  # else its weights would wait in vain for a gradient
             widths = tuple(network.base_filters * 2**level for level in range(3))
             self.deep_features = DeepFeatures(network.spatial_dims, widths, feature_channels)
@@ -151,9 +158,9 @@ class MultiCURE(Method):
         if self.mutual:
             terms["pseudo_label_mutual"] = LossTerm(pseudo_label_loss(predictive, *self._confident(auxiliary)), weight)
         if self.regularisation > 0.0:
-            # the predictive network's side is a pseudo-label too: else the weaker network would pull the other down
-            certain = predictive.detach().float().softmax(1)
-            distance = xor_regularisation(certain, auxiliary.float().softmax(1), confident)
+            # by default the predictive network's side is a pseudo-label: the weaker network could pull the other down
+            certain = predictive if self.regularise == "both" else predictive.detach()
+            distance = xor_regularisation(certain.float().softmax(1), auxiliary.float().softmax(1), confident)
             terms["regularisation"] = LossTerm(distance, weight * self.regularisation)
         return terms
 

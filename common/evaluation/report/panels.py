@@ -14,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from ..metrics import MEAN_STRUCTURE, RELIABILITY_COLUMNS, Row, Summary
+from ..metrics import MEAN_STRUCTURE, METRICS, Row, Summary, metrics_shown
+from ..metrics.cases import RELIABILITY_COLUMNS
 
 History = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 
@@ -215,9 +216,9 @@ def draw_dice_strip(ax: Axes, rows: Sequence[Row], summary: Summary, labels: Map
 
 def _table_cells(summary: Summary) -> tuple[list[str], list[list[str]], list[list[str]]]:
     """Column heads, then for each structure the main line's cells and the grey line's below."""
-    kinds = list(dict.fromkeys((row["metric"], row["unit"]) for row in summary.rows if "ece" not in row["metric"]))
-    names = {"dice": "Dice", "jaccard": "Jaccard", "hd95": "95HD", "asd": "ASD"}
-    heads = [f"{names[m]} ({unit})" if unit else names[m] for m, unit in kinds]
+    shown = metrics_shown("table")
+    kinds = list(dict.fromkeys((row["metric"], row["unit"]) for row in summary.rows if row["metric"] in shown))
+    heads = [f"{METRICS[m].title} ({unit})" if unit else METRICS[m].title for m, unit in kinds]
     by_key = {(row["structure"], row["metric"], row["unit"]): row for row in summary.rows}
     structures = list(dict.fromkeys(row["structure"] for row in summary.rows if row["metric"] == "dice"))
     main, below = [], []
@@ -285,11 +286,10 @@ def draw_summary_table(ax: Axes, summary: Summary, labels: Mapping[int, str]) ->
 
 def _table_notes(summary: Summary, hidden: int) -> list[str]:
     """The lines under the table."""
-    errors = {row["metric"]: row for row in summary.rows if "ece" in row["metric"]}
-    names = {"ece": "ECE", "classwise_ece": "classwise ECE"}
+    errors = {row["metric"]: row for row in summary.rows if row["metric"] in metrics_shown("note")}
     lines = ["Mean ± sd over cases; in brackets, bootstrap 95% interval of the mean."]
     if errors:
-        parts = [f"{names[m]} {r['mean']:.4f} [{r['lo']:.4f}, {r['hi']:.4f}]" for m, r in errors.items()]
+        parts = [f"{METRICS[m].title} {r['mean']:.4f} [{r['lo']:.4f}, {r['hi']:.4f}]" for m, r in errors.items()]
         lines.append("Per case: " + ", ".join(parts) + ".")
     lines.append(f"Missed (distance counted as the image's diagonal): {listing(summary.missed)}.")
     if summary.spurious:

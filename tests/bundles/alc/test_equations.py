@@ -99,9 +99,13 @@ def naive_sample_uncertainty(passes: Tensor) -> list[float]:
 
 
 def naive_consistency(teacher: Tensor, student: Tensor) -> float:
-    """Eq. 10."""
-    total = sum(abs(float(teacher[index]) - float(student[index])) for index in voxels_of(teacher.shape))
-    return total / teacher.numel()
+    """Eq. 10: half the L1 norm over classes, mean over voxels."""
+    total, voxels = 0.0, 0
+    for image, *voxel in voxels_of((teacher.shape[0], *teacher.shape[2:])):
+        places = [(image, c, *voxel) for c in range(teacher.shape[1])]
+        total += sum(abs(float(teacher[place]) - float(student[place])) for place in places) / 2
+        voxels += 1
+    return total / voxels
 
 
 def naive_segmentation(logits: Tensor, label: Tensor) -> float:
@@ -213,6 +217,18 @@ def test_eq10_by_hand() -> None:
     teacher, student = torch.tensor([[0.8, 0.4], [0.2, 0.6]]), torch.tensor([[0.5, 0.5], [0.5, 0.5]])
     # |differences| .3 .1 .3 .1
     assert float(consistency_loss(teacher[None, ..., None], student[None, ..., None])) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 8])
+def test_eq10_does_not_weaken_with_the_number_of_classes(classes: int) -> None:
+    """The same mass in another place costs the same, however many classes stand empty beside."""
+    teacher, student = torch.zeros(2, 1, classes, 2, 2)
+    teacher[:, 0], student[:, 0] = 0.9, 0.3
+    teacher[:, 1], student[:, 1] = 0.1, 0.7
+    assert float(consistency_loss(teacher, student)) == pytest.approx(0.6)
+    assert float(consistency_loss(teacher[:, :2], student[:, :2])) == pytest.approx(
+        float((teacher[:, :2] - student[:, :2]).abs().mean())
+    )
 
 
 # --- Eqs. 1-3, 8, 9, 11 by hand: networks that answer one thing everywhere

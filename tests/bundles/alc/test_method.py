@@ -171,13 +171,25 @@ def test_one_update_of_the_teacher_by_hand(decay: float) -> None:
     # batch-norm statistics follow as the weights do; the count of batches is an integer and steers nothing
     averaged = [*method.teacher.parameters(), *(value for value in buffers_of(method) if value.is_floating_point())]
     assert len(averaged) == 6 + 2
-    for value in averaged:  # decay * 1 + (1 - decay) * 3
-        torch.testing.assert_close(value, torch.full_like(value, 3.0 - 2.0 * decay))
+    for value in averaged:  # the mean of 1 and 3, as 1 - 1 / 2 is below the decay
+        torch.testing.assert_close(value, torch.full_like(value, 2.0))
     assert_same(student, state_of(method.network))
-    method.after_step()
-    expected = decay * (3.0 - 2.0 * decay) + (1.0 - decay) * 3.0
-    for value in averaged:
-        torch.testing.assert_close(value, torch.full_like(value, expected))
+    for before in (2, 3, 4, 5):  # a = 2/3, 3/4, 4/5, 5/6 or the decay
+        expected = value.flatten()[0].item()
+        share = min(1.0 - 1.0 / (before + 1), decay)
+        expected = share * expected + (1.0 - share) * 3.0
+        method.after_step()
+        for value in averaged:
+            torch.testing.assert_close(value, torch.full_like(value, expected))
+
+
+def test_weights_loaded_late_reach_the_teacher_at_once() -> None:
+    method, other = AdaptiveLabelCorrection(Small()), Small()
+    with torch.no_grad():
+        for value in [*other.parameters(), *other.buffers()]:
+            value.fill_(2)
+    method.network.load_state_dict(other.state_dict())
+    assert_same(state_of(method.teacher.module), state_of(other))
 
 
 @pytest.mark.parametrize("mode", ["as built", "train", "validated"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from bundles.attenscribble.scripts.losses import entropy, mumford_shah, partial_dice
 from bundles.attenscribble.scripts.method import AttenScribble, _several_classes
 from bundles.attenscribble.scripts.network import AttentiveUNet
+from common.networks.attention import recorded_scores
 from common.ops.energy import pairwise_window_energy
 from common.ops.similarity import attentive_similarity_loss
 from common.training.method import MethodOutput, Progress
@@ -78,6 +80,36 @@ def test_attentive_term_sees_small_maps_of_slices_with_several_classes() -> None
         plain=True,
     )
     assert output.terms["attentive"].value.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(("heads", "layers"), [(1, 1), (2, 3)])
+def test_similarity_with_the_papers_scale_by_its_text(heads: int, layers: int) -> None:
+    """Sec. 2.4 with A = Q K^T / sqrt(d): softmax, plus its transpose, 1x1 convolution, sigmoid; loops over pixels."""
+    network = AttentiveUNet(2, 1, 3, filters=2, dropout=0.0, heads=heads, layers=layers)
+    for module in network.modules():
+        if isinstance(module, torch.nn.Linear):  # initialised small, S would hardly depend on the scale
+            torch.nn.init.normal_(module.weight, std=0.7)
+    method, batch = AttenScribble(network, radius=2, scaled_similarity=True), make_batch(3, size=1)
+    assert method.similarity is not None and method.similarity.weight.shape == (1, heads * layers)
+    torch.nn.init.constant_(method.similarity.weight, 5.0)
+    with torch.no_grad(), recorded_scores(network) as scores:
+        small = torch.nn.functional.interpolate(network(batch["image"]).softmax(1), (8, 8), mode="area")[0]
+    attention = (scores.queries[0] @ scores.keys[0].transpose(1, 2) / math.sqrt(8 // heads)).softmax(-1)
+    weight, bias = method.similarity.weight[0], method.similarity.bias
+    free = (batch["scribble"] < 2).reshape(8, 4, 8, 4).all(3).all(1)
+    total, places = 0.0, [(y, x) for y in range(8) for x in range(8)]
+    for p, (y, x) in enumerate(places):
+        for q, (v, u) in enumerate(places):
+            if free[y, x] and p != q and max(abs(y - v), abs(x - u)) <= 2:
+                pair = attention[:, p, q] + attention[:, q, p]
+                similarity = torch.sigmoid((weight * pair).sum() + bias)
+                near = math.exp(-((y - v) ** 2 + (x - u) ** 2) / (2 * 6.0**2))
+                total += near * float(similarity) * float(1 - small[:, y, x] @ small[:, v, u])
+    value = method(batch, START).terms["attentive"].value.item()
+    assert value == pytest.approx(total / int(free.sum()), rel=1e-4)
+    plain = AttenScribble(network, radius=2)
+    plain.similarity = method.similarity
+    assert abs(plain(batch, START).terms["attentive"].value.item() / value - 1) > 1e-3, "the scale matters here"
 
 
 def test_slices_of_one_class_are_told() -> None:

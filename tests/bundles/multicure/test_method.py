@@ -89,12 +89,14 @@ def test_a_step_needs_no_engine(classes: int, dims: int) -> None:
     assert all(any(name.startswith(part) for name in changed) for part in PARTS)
 
 
+@pytest.mark.parametrize("regularise", ["auxiliary", "both"])
 @pytest.mark.parametrize("classes", [2, 4])
-def test_each_term_teaches_whom_it_should_and_nobody_else(classes: int) -> None:
-    method = make_method(classes, mutual=True)
+def test_each_term_teaches_whom_it_should_and_nobody_else(classes: int, regularise: str) -> None:
+    method = make_method(classes, mutual=True, regularise=regularise)
     output = step(method, make_batch(classes=classes))
     assert set(output.terms) == set(REACH)
-    for term, parts in REACH.items():
+    both = {"network.predictive.", "network.auxiliary."}
+    for term, parts in (REACH | ({"regularisation": both} if regularise == "both" else {})).items():
         found = gradients(method, output.terms[term].value)
         moved = {name for name, gradient in found.items() if bool((gradient != 0.0).any())}
         assert all(bool(torch.isfinite(gradient).all()) for gradient in found.values()), term
@@ -135,6 +137,22 @@ def test_unlabelled_terms_are_eq_2() -> None:
     expected = xor_regularisation(predictive.softmax(1), auxiliary.softmax(1), confidence > 0.6)
     assert terms["regularisation"].value.item() == pytest.approx(expected.item(), rel=1e-5)
     assert "pseudo_label_mutual" not in terms
+
+
+def test_regularising_both_changes_no_value_and_is_how_the_predictive_network_learns_from_unlabelled_images() -> None:
+    batch = make_batch(0, 3)
+    values, reached = {}, {}
+    for regularise in ("auxiliary", "both"):
+        torch.manual_seed(0)
+        method = make_method(regularise=regularise)
+        output = step(method, batch)
+        values[regularise] = output.total.item()
+        reached[regularise] = [
+            name for name, gradient in gradients(method, output.total).items() if bool((gradient != 0.0).any())
+        ]
+    assert values["both"] == values["auxiliary"]
+    assert not any(name.startswith("network.predictive.") for name in reached["auxiliary"])
+    assert any(name.startswith("network.predictive.") for name in reached["both"])
 
 
 def test_labels_of_unlabelled_images_do_not_count() -> None:
@@ -297,6 +315,7 @@ def test_one_optimiser_does_what_two_would() -> None:
     "arguments",
     [
         {"schedule": "up"},
+        {"regularise": "predictive"},
         {"temperature": 0.0},
         {"max_voxels": 0},
         {"feature_channels": 0},

@@ -1,0 +1,112 @@
+"""What the metrics are computed from: two masks of one structure, or a whole case. Each part is computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from monai.metrics.utils import get_mask_edges, get_surface_distance
+from numpy.typing import ArrayLike, NDArray
+
+from ..calibration import ECE_BINS, calibration_errors
+
+
+def image_diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
+    """Length of the image's space diagonal, from corner to corner of the outermost voxels, in units of ``spacing``."""
+    return float(np.linalg.norm(np.multiply(shape, spacing)))
+
+
+def surface_distances(
+    prediction: NDArray[np.bool_], reference: NDArray[np.bool_], spacing: Sequence[float]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Distance of each surface voxel of one mask to the other mask's surface, both ways.
+
+    Computed on the bounding box of both masks together. Every voxel on that box's faces has background, or the
+    image's border, behind it: erosion sees the same neighbours as in the whole image, so the surfaces are equal.
+
+    Args:
+        prediction: mask (D, H, W) or (H, W), not empty.
+        reference: mask of the same shape, not empty.
+        spacing: voxel size along each axis.
+
+    Returns:
+        distances prediction to reference (one a surface voxel of the prediction), and reference to prediction.
+    """
+    places = np.nonzero(prediction | reference)
+    box = tuple(slice(int(axis.min()), int(axis.max()) + 1) for axis in places)
+    edges = get_mask_edges(prediction[box], reference[box], crop=False)
+    there = get_surface_distance(edges[0], edges[1], spacing=list(spacing))
+    back = get_surface_distance(edges[1], edges[0], spacing=list(spacing))
+    return np.asarray(there, dtype=np.float64), np.asarray(back, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class MaskPair:
+    """Prediction and reference of one structure, and what several metrics need of them.
+
+    Attributes:
+        prediction: mask (D, H, W) or (H, W).
+        reference: mask of the same shape.
+        spacing: voxel size along each axis, in the unit of the distances.
+    """
+
+    prediction: NDArray[np.bool_]
+    reference: NDArray[np.bool_]
+    spacing: tuple[float, ...]
+
+    @cached_property
+    def sizes(self) -> tuple[int, int]:
+        """Voxels of the prediction and of the reference."""
+        return int(self.prediction.sum()), int(self.reference.sum())
+
+    @cached_property
+    def common(self) -> int:
+        """Voxels of both."""
+        return int((self.prediction & self.reference).sum())
+
+    @cached_property
+    def union(self) -> int:
+        """Voxels of either."""
+        return sum(self.sizes) - self.common
+
+    @cached_property
+    def distances(self) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """:func:`surface_distances` in units of the spacing; None when a mask is empty."""
+        return surface_distances(self.prediction, self.reference, self.spacing) if all(self.sizes) else None
+
+    @property
+    def worst(self) -> float:
+        """Distance when a mask is empty: 0 when both are, else the image's diagonal."""
+        return image_diagonal(self.reference.shape, self.spacing) if self.union else 0.0
+
+    @cached_property
+    def in_voxels(self) -> MaskPair:
+        """The same masks with voxels of size 1."""
+        unit = (1.0,) * len(self.spacing)
+        return self if self.spacing == unit else MaskPair(self.prediction, self.reference, unit)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A whole case: what calibration needs.
+
+    Attributes:
+        probabilities: (C, *S) after softmax, or None.
+        prediction: integer label map (*S).
+        reference: integer label map (*S).
+        bins: number of calibration bins.
+    """
+
+    probabilities: ArrayLike | None
+    prediction: ArrayLike
+    reference: ArrayLike
+    bins: int = ECE_BINS
+
+    @cached_property
+    def calibration(self) -> tuple[float | None, float | None, NDArray[np.float64]]:
+        """:func:`~common.evaluation.calibration.calibration_errors`; without probabilities None, None and zeros."""
+        if self.probabilities is None:
+            return None, None, np.zeros((3, self.bins))
+        return calibration_errors(self.probabilities, self.prediction, self.reference, self.bins)
