@@ -1,0 +1,76 @@
+"""Study files: what they say, and what is said of wrong ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common.data.contract.faults import DataError
+from common.evaluation.study.recipe import read_study
+
+ROOT = Path(__file__).resolve().parents[3]
+STUDIES = sorted(ROOT.glob("bundles/*/studies/*.yaml"))
+MINIMAL = {"bundle": "alc", "rows": {"one": {}, "two": {"overlays": ["mean_teacher"], "settings": {"alpha": 1.0}}}}
+
+
+def written(folder: Path, **changes: object) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, **changes}))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: f"{path.parts[-3]}/{path.stem}")
+def test_the_collections_own_studies_are_read(path: Path) -> None:
+    assert list(read_study(path).runs())
+
+
+def test_rows_add_to_what_all_have(tmp_path: Path) -> None:
+    path = written(tmp_path, overlays=["la_quarter"], settings={"alpha": 3.0, "beta": 2.0}, seeds=[3, 5])
+    study = read_study(path)
+    one, two = study.rows
+    assert (one.overlays, two.overlays) == (("la_quarter",), ("la_quarter", "mean_teacher"))
+    assert two.settings == {"alpha": 1.0, "beta": 2.0}
+    assert study.reference == "one"
+    runs = [(run.seed, run.row.name, run.name) for run in study.runs()]
+    assert runs == [(3, "one", "seed_3"), (3, "two", "seed_3"), (5, "one", "seed_5"), (5, "two", "seed_5")]
+    assert [run.row.name for run in study.runs(("two",), (5,))] == ["two"]
+
+
+def test_folds_are_runs_of_their_own(tmp_path: Path) -> None:
+    study = read_study(written(tmp_path, folds=2, datalist="dataset_fold{fold}.json"))
+    assert [run.name for run in study.runs(("one",))] == ["seed_0_fold_0", "seed_0_fold_1"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"row": {}}, "unknown key 'row'. Fix: write rows"),
+        ({"rows": {}}, "names no row"),
+        ({"rows": {"one": {"overlay": ["x"]}}}, "unknown key 'overlay'. Fix: write overlays"),
+        ({"rows": {"one": {"overlays": ["nothing"]}}}, "has no nothing.yaml"),
+        ({"bundle": "alk"}, "no bundle 'alk'"),
+        ({"seeds": "many"}, "seeds: is 'many'"),
+        ({"folds": 1}, "folds: is 1"),
+        ({"reference": "three"}, "'three' is no row. Fix: name one of one, two"),
+        ({"data": ["split {source} --seed {sed}"]}, "places ['sed'] that nothing fills"),
+        ({"datalist": "dataset_fold{fold}.json"}, "places ['fold'] that nothing fills"),
+        ({"measure": {"sections": "test"}}, "unknown key 'sections'. Fix: write section"),
+    ],
+)
+def test_faults_name_the_place_and_the_fix(changes: dict[str, object], words: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as raised:
+        read_study(written(tmp_path, **changes))
+    assert words in str(raised.value)
+
+
+def test_all_faults_at_once(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as raised:
+        read_study(written(tmp_path, seeds="many", folds=1, reference="three"))
+    assert len(raised.value.faults) == 3

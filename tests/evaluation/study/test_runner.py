@@ -1,0 +1,161 @@
+"""Running studies: real processes whose trainings are a few lines of Python, and one study of a real bundle."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.data import make_phantom
+from common.data.contract.faults import DataError
+from common.evaluation.metrics import CSV_COLUMNS
+from common.evaluation.study import __main__ as command_line
+from common.evaluation.study.recipe import Row, Run, Study
+from common.evaluation.study.runner import Runner
+
+ROOT = Path(__file__).resolve().parents[3]
+TRAINING = """
+import pathlib, sys
+models = pathlib.Path({models!r})
+models.mkdir(parents=True, exist_ok=True)
+with open(models / "log.txt", "a") as file:
+    file.write(" ".join(sys.argv[1:]) + "\\n")
+if {fails!r}:
+    sys.exit("the disk is full")
+(models / "model_final.pt").touch(), (models / "model.pt").touch()
+"""
+EVALUATION = """
+import pathlib
+folder = pathlib.Path({folder!r})
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "metrics.csv").write_text({table!r})
+"""
+
+
+def study(*names: str, **changes: Any) -> Study:
+    arguments: dict[str, Any] = {
+        **{"title": "A study", "rows": tuple(Row(name, "alc") for name in names), "seeds": (0, 1), "folds": 0},
+        **{"section": "test", "weights": "model.pt", "measure_settings": {}, "reference": names[0]},
+        **{"metrics": ("dice",), "file": Path("study.yaml")},
+    }
+    return Study(**{**arguments, **changes})
+
+
+class Quick(Runner):
+    """A runner whose trainings and evaluations take no time; the row ``broken`` fails."""
+
+    def _train(self, run: Run) -> list[str]:
+        models = str(self.folder(run) / "models")
+        return ["-c", TRAINING.format(models=models, fails=run.row.name == "broken"), "run", "training"]
+
+    def _evaluate(self, run: Run) -> list[str]:
+        line = dict.fromkeys(CSV_COLUMNS, "0") | {"case": "a", "structure": "x", "dice": "0.5", "unit": "mm"}
+        table = ",".join(CSV_COLUMNS) + "\n" + ",".join(line[name] for name in CSV_COLUMNS) + "\n"
+        folder = str(self.results(run).parent)
+        return ["-c", EVALUATION.format(folder=folder, table=table), "run", "evaluating"]
+
+
+def trainings(runner: Runner, run: Run) -> list[str]:
+    return (runner.folder(run) / "models" / "log.txt").read_text().splitlines()
+
+
+def test_complete_runs_are_not_run_again(tmp_path: Path) -> None:
+    runs = list(study("one", "two").runs())
+    shown: list[str] = []
+    for _ in range(2):
+        runner = Quick(study("one", "two"), None, tmp_path, jobs=2, show=shown.append)
+        assert runner.run(runs)
+    assert all(len(trainings(runner, run)) == 1 for run in runs)
+    assert "4 of 4 runs done" not in shown[0] and "0 of 4 runs done" in shown[0]
+    assert all(runner.known_state(run).peak_mib > 1 for run in runs), "the system tells each process's memory"
+
+
+def test_a_killed_training_goes_on(tmp_path: Path) -> None:
+    (run,) = study("one", seeds=(0,)).runs()
+    runner = Quick(study("one"), None, tmp_path)
+    models = runner.folder(run) / "models"
+    models.mkdir(parents=True)
+    (models / "last.ckpt").touch()
+    assert runner.run([run])
+    assert trainings(runner, run)[-1].endswith("--resume true")
+
+
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
+    shown: list[str] = []
+    runs = list(study("broken", "two", seeds=(0,)).runs())
+    runner = Quick(study("broken", "two"), None, tmp_path, show=shown.append)
+    assert not runner.run(runs)
+    assert [runner.states[run.row.name, run.name].word for run in runs] == ["failed", "done"]
+    assert any("FAILED: broken" in text and "the disk is full" in text for text in shown)
+    assert not Quick(study("broken", "two"), None, tmp_path, show=shown.append).run(runs), "it is tried again"
+
+
+def test_other_settings_are_refused(tmp_path: Path) -> None:
+    (run,) = study("one", seeds=(0,)).runs()
+    Quick(study("one"), None, tmp_path).run([run])
+    other = Run(Row("one", "alc", data=("split {source} --seed {seed}",)), 0)
+    with pytest.raises(DataError, match="a run with other settings is there"):
+        Quick(study("one"), None, tmp_path).run([other])
+
+
+def test_the_commands(tmp_path: Path) -> None:
+    """What is typed, and that rows which share a recipe of data share the data."""
+    data = ("split {source} --output s.json", "corrupt {source} --seed {seed} --output {made} --fraction {share}")
+    rows = [Row(name, "alc", ("la",), {"alpha": 1.5, "spacing": [1, 2]}, data, values={"share": 0.5}) for name in "ab"]
+    runner = Runner(study("a", weights="model_final.pt"), tmp_path, tmp_path / "out")
+    train, evaluate = runner._train(Run(rows[0], 7)), runner._evaluate(Run(rows[0], 7))
+    assert train[:4] == ["-m", "monai.bundle", "run", "training"]
+    assert train[5] == "['bundles/alc/configs/train.yaml', 'bundles/alc/configs/la.yaml']"
+    pairs = dict(zip(train[4::2], train[5::2], strict=True))
+    assert (pairs["--seed"], pairs["--alpha"], pairs["--spacing"]) == ("7", "1.5", "[1, 2]")
+    assert "evaluate.yaml" in evaluate[5]
+    assert evaluate[evaluate.index("--weights") + 1].endswith("seed_7/models/model_final.pt")
+    made = {runner._made(Run(row, 7)) for row in rows}
+    assert len(made) == 1 and runner._made(Run(rows[0], 8)) not in made
+    assert "--fraction 0.5" in runner._data_commands(Run(rows[0], 7))[1]
+
+
+def test_jobs_share_the_cores(tmp_path: Path) -> None:
+    runner = Runner(study("one"), None, tmp_path, jobs=max(1, (os.cpu_count() or 1)))
+    assert runner._environment(0)["OMP_NUM_THREADS"] == "1"
+
+
+@pytest.mark.slow
+def test_a_study_of_a_bundle(tmp_path: Path) -> None:
+    """As typed: data made from a read-only folder, two rows, tables, and nothing to do the second time."""
+    cases = {"training": 6, "validation": 1, "test": 2}
+    source = make_phantom(tmp_path / "source", kind="dense", shape=(24, 24, 16), cases=cases)
+    file = tmp_path / "study.yaml"
+    file.write_text("""
+bundle: alc
+settings: {max_epochs: 1, epoch_length: 1, patch_size: [16, 16, 16], overlap: 0.0}
+data:
+- corrupt {source} --kind noise --fraction 0.5 --radius 1 2 --seed {seed} --output {made}
+measure: {weights: model_final.pt}
+rows:
+  H-Sup: {overlays: [clean_only]}
+  ALC: {}
+""")
+    command = [sys.executable, "-m", "common.evaluation.study", str(file), "--dataset_dir", str(source)]
+    command += ["--output", str(tmp_path / "out")]
+    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "| H-Sup |" in text and "| ALC |" in text
+    assert sorted(path.name for path in source.glob("*.json")) == ["dataset.json"], "the source is left as it was"
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert second.returncode == 0 and "done" in second.stdout.splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [({"rows": "three"}, "no such row"), ({"seeds": 7}, "no such seed"), ({"jobs": 0}, "--jobs: is 0")],
+)
+def test_wrong_choices(arguments: dict[str, Any], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(DataError, match=words):
+        command_line.main("bundles/alc/studies/la_4.yaml", str(tmp_path), **arguments)

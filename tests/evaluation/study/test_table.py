@@ -1,0 +1,132 @@
+"""The numbers of a study's table, against slow ways to come to them."""
+
+from __future__ import annotations
+
+import csv
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.evaluation.study.budget import Curve, curve_dice, fit_curve, read_curves, write_budget
+from common.evaluation.study.recipe import Row, Run, Study
+from common.evaluation.study.table import Measured, paired_test, summarise_rows, write_tables
+
+ROWS = (
+    Row("plain", "alc", curve="plain", labels=4),
+    Row("better", "alc", curve="better", labels=4),
+    Row("more", "alc", curve="plain", labels=16),
+)
+
+
+def study(**changes: Any) -> Study:
+    arguments: dict[str, Any] = {
+        **{"title": "A study", "rows": ROWS, "seeds": (0, 1), "folds": 0, "section": "test", "weights": "model.pt"},
+        **{"measure_settings": {}, "reference": "plain", "metrics": ("dice", "hd95"), "file": Path("study.yaml")},
+    }
+    return Study(**{**arguments, **changes})
+
+
+def measured(row: Row, seed: int, dice: dict[str, tuple[float, ...]], missed: str = "") -> Measured:
+    """Cases with a value for each of their structures."""
+    rows = [
+        {
+            **{"case": case, "structure": f"structure {number}", "unit": "mm", "dice": value, "hd95": 10 * (1 - value)},
+            "missed": missed == case and number == 0,
+        }
+        for case, values in dice.items()
+        for number, value in enumerate(values)
+    ]
+    return Measured(Run(row, seed), tuple(rows), 60.0 * (seed + 1), 100.0 * (seed + 1))
+
+
+RUNS = [
+    measured(ROWS[0], 0, {"a": (0.5, 0.7), "b": (0.8, 0.8), "c": (0.4, 0.2)}),
+    measured(ROWS[0], 1, {"a": (0.7, 0.7), "b": (0.6, 0.8), "c": (0.1, 0.3)}, missed="c"),
+    measured(ROWS[1], 0, {"a": (0.7, 0.9), "b": (0.9, 0.9), "c": (0.5, 0.3)}),
+]
+
+
+def test_means_seeds_and_differences() -> None:
+    plain, better = summarise_rows(study(), RUNS)
+    cases = {"a": (0.6 + 0.7) / 2, "b": (0.8 + 0.7) / 2, "c": (0.3 + 0.2) / 2}
+    cell = plain.cells["dice"]
+    assert cell.mean == pytest.approx(np.mean(list(cases.values())))
+    assert cell.seeds == pytest.approx(((0.7 + 0.7 + 0.2) / 3, (0.6 + 0.8 + 0.3) / 3))
+    assert cell.interval[0] < cell.mean < cell.interval[1]
+    assert (plain.seeds, plain.cases, plain.missed, plain.minutes, plain.peak_mib) == (2, 3, 1, 1.5, 200.0)
+    assert cell.difference is None, "nothing is compared with itself"
+    differences = [0.8 - cases["a"], 0.9 - cases["b"], 0.4 - cases["c"]]
+    assert better.cells["dice"].difference == pytest.approx(np.mean(differences))
+    assert better.cells["dice"].p == pytest.approx(2 / 8), "of 2^3 patterns of signs two are as far from 0"
+
+
+def test_rows_of_other_cases_are_not_compared() -> None:
+    other = measured(ROWS[1], 0, {"a": (0.7,), "z": (0.9,)})
+    _, better = summarise_rows(study(), [*RUNS[:2], other])
+    assert better.cells["dice"].difference is None and better.cases == 2
+
+
+def test_folds_pool_their_cases() -> None:
+    tables: list[dict[str, tuple[float, ...]]] = [{"a": (0.2,)}, {"b": (0.6,), "c": (0.7,)}]
+    folds = [
+        Measured(Run(ROWS[0], 0, fold), measured(ROWS[0], 0, dice).rows, 60.0, 1.0) for fold, dice in enumerate(tables)
+    ]
+    (row,) = summarise_rows(study(folds=2), folds)
+    assert row.cases == 3 and row.cells["dice"].mean == pytest.approx(0.5)
+    assert row.cells["dice"].seeds == pytest.approx((0.5, 0.5)), "one seed, all of its folds"
+
+
+@pytest.mark.parametrize("differences", [(1.0, 2.0, 1.5, 0.5, 1.0), (1.0, -2.0, 1.5, 0.5, 0.1, -0.2), (0.0, 0.0)])
+def test_permutation_test_against_all_patterns_of_signs(differences: tuple[float, ...]) -> None:
+    observed = abs(np.mean(differences))
+    patterns = [np.mean(np.multiply(signs, differences)) for signs in product((1, -1), repeat=len(differences))]
+    expected = np.mean([abs(mean) >= observed - 1e-12 for mean in patterns])
+    assert paired_test(np.array(differences)) == pytest.approx(expected)
+
+
+def test_files(tmp_path: Path) -> None:
+    results = summarise_rows(study(), RUNS)
+    write_tables(study(), results, RUNS, tmp_path, "Commit abc; `the command`")
+    text = (tmp_path / "table.md").read_text()
+    assert "| plain | 55.0 [" in text and "`the command`" in text and "dice minus plain" in text
+    with (tmp_path / "table.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [(row["row"], row["metric"]) for row in table] == [
+        *(("plain", "dice"), ("plain", "hd95"), ("better", "dice"), ("better", "hd95"))
+    ]
+    assert table[0]["difference"] == "" and float(table[2]["difference"]) == pytest.approx(0.15)
+    with (tmp_path / "cases.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 18
+    assert (tmp_path / "figure.png").stat().st_size > 2000
+
+
+def test_curve_is_found_again() -> None:
+    labels = np.array([2.0, 4.0, 8.0, 16.0, 64.0])
+    for wanted in ((0.6, 0.5, 0.1), (0.3, 1.0, 0.05)):
+        fitted = fit_curve(labels, curve_dice(np.array(wanted), labels))
+        assert fitted == pytest.approx(wanted, abs=1e-3)
+
+
+def test_labels_for_a_point() -> None:
+    """On 1 - 0.5 n^-0.5 a point more than with 64 labels takes 0.0625 - 0.01 = 0.5 n^-0.5, n = 90.7."""
+    labels = np.array([4.0, 16.0, 64.0])
+    dice = 1 - 0.5 * labels**-0.5
+    best, low, high = Curve("one", labels, dice, np.stack([dice] * 3)).more_for_a_point()
+    assert best == pytest.approx((0.5 / 0.0525) ** 2 - 64, rel=0.02) and low == high == pytest.approx(best)
+    flat = np.array([0.8, 0.8, 0.8])
+    assert Curve("flat", labels, flat, np.stack([flat] * 3)).more_for_a_point()[0] == np.inf
+
+
+def test_budget_needs_two_points_of_a_curve(tmp_path: Path) -> None:
+    write_budget(study(), RUNS, tmp_path)
+    assert not (tmp_path / "budget.md").exists()
+    runs = [*RUNS, measured(ROWS[2], 0, {"a": (0.9, 0.9), "b": (0.9, 0.9), "c": (0.8, 0.8)})]
+    (curve,) = read_curves(study(), runs)
+    assert curve.name == "plain" and curve.labels.tolist() == [4.0, 16.0]
+    assert curve.dice == pytest.approx([(1.6 + 1.7) / 6, 2.6 / 3])
+    write_budget(study(), runs, tmp_path)
+    assert "plain: Dice 86.7 with 16 labels" in (tmp_path / "budget.md").read_text()
+    assert (tmp_path / "budget.png").is_file() and (tmp_path / "budget.csv").is_file()
