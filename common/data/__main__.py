@@ -15,6 +15,7 @@ import yaml
 
 from .contract import dataset as contract
 from .contract import split as splitting
+from .contract.agreement import format_agreement, rater_agreement
 from .contract.checks import Case, compare_cases, inspect_cases, other_axes
 from .contract.dataset import SegmentationData
 from .contract.faults import DataError, Fault
@@ -48,12 +49,19 @@ def check(
     print(format_fingerprint(data, cases), end="\n\n")
     for note in [*data.notes, *(note for case in cases for note in case.notes)]:
         print(f"Note: {note}.")
+    rated = [rater_agreement(case.record, _structures(data)) for case in cases if "labels" in case.record]
+    if agreements := [one for one in rated if one is not None]:
+        print(format_agreement(agreements), end="\n\n")
     print("\n".join(_bundle_lines(data, cases, Path(bundles))), end="\n\n")
     if faults:
         print(f"{len(faults)} fault{'s' * (len(faults) > 1)}:")
         print("\n".join(f"  {number}. {fault}" for number, fault in enumerate(faults, 1)))
         sys.exit(1)
     print(f"No faults found in {len(cases)} cases.")
+
+
+def _structures(data: SegmentationData) -> list[int]:
+    return [value for value in data.labels if value > 0]
 
 
 def _bundle_lines(data: SegmentationData, cases: list[Case], bundles: Path) -> list[str]:
@@ -125,7 +133,9 @@ def corrupt(dataset_dir: str, output: str, **options: Any) -> None:
             the training cases) and ``--radius 3 15`` (voxels), or ``--kind scribble``, with ``--fraction 1``,
             ``--slice_axis 2`` or ``--dims 3``, ``--margin 5`` (voxels around the structures' hull), ``--keep 1``
             (least share of a skeleton that is traced) and ``--width 1`` (voxels), or ``--kind unlabelled``, with
-            ``--fraction 0.8``.
+            ``--fraction 0.8``, or ``--kind raters``, with ``--fraction 1``, ``--raters 4``, ``--shift 2`` (voxels),
+            ``--missed 0.1``, ``--added 0.1`` (shares of structures) and ``--others keep`` (or ``unlabelled``), or
+            ``--kind boundary``, with ``--fraction 1`` and ``--shift 2`` (voxels).
     """
     print(f"Corrupted data set in {corrupt_data(str(dataset_dir), output=str(output), **options)}")
 

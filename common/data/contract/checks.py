@@ -136,9 +136,6 @@ def _inspect(case: Case, data: SegmentationData, in_channels: int | None, spacin
         case.counts = _inspect_label(case, data, "label", record["label"], image, set(data.labels))
         _check_emptiness(case, data)
     if "labels" in record:
-        if len(record["labels"]) < 2:
-            what = "`labels` holds one mask, it is for the masks of several raters"
-            case.faults.append(Fault(_where(data, case.image, case, "labels"), what, "use `label` for a single mask"))
         found = [_inspect_label(case, data, "labels", path, image, set(data.labels)) for path in record["labels"]]
         case.counts = case.counts or found[0]
     if "scribble" in record:
@@ -150,6 +147,8 @@ def _inspect(case: Case, data: SegmentationData, in_channels: int | None, spacin
         case.counts = case.counts or counts
     if "reference" in record:
         _inspect_label(case, data, "reference", record["reference"], image, set(data.labels))
+    if "probability" in record:
+        _inspect_probability(case, data, record["probability"], image)
 
 
 def _inspect_image(
@@ -229,6 +228,18 @@ def _inspect_label(
             fix += "; a mask stored as 0 and 255 must become 0 and 1"
         report(what, fix)
     return counts
+
+
+def _inspect_probability(case: Case, data: SegmentationData, path: str, image: Header | None) -> None:
+    """Check a map of probabilities, one channel a structure."""
+    report = _reporter(case, data, path, "probability")
+    header = read_header(path, report)
+    if header is None:
+        return
+    if header.channels != data.num_classes - 1:
+        report(f"has {header.channels} channels for {data.num_classes - 1} structures", "store one channel a structure")
+    if image is not None:
+        compare_geometry(header, image, f"its image {Path(case.image).name}", report)
 
 
 def _check_emptiness(case: Case, data: SegmentationData) -> None:
@@ -332,11 +343,10 @@ def _leaks(cases: list[Case]) -> Iterator[Fault]:
 
 
 def _uneven(data: SegmentationData, cases: list[Case]) -> Iterator[Fault]:
-    """Numbers that must be the same in all records: axes, channels, raters."""
+    """Numbers that must be the same in all records: axes, channels."""
     kinds: tuple[tuple[str, Callable[[Case], int], str], ...] = (
         ("axes", lambda case: len(case.shape or ()), "keep 2D and 3D images in separate data sets"),
         ("channels", lambda case: case.channels, "give every case the same channels in the same order"),
-        ("raters", lambda case: len(case.record.get("labels", ())), "give every case the masks of all raters"),
     )
     for name, count, fix in kinds:
         numbers = Counter(count(case) for case in cases if count(case))
@@ -346,7 +356,7 @@ def _uneven(data: SegmentationData, cases: list[Case]) -> Iterator[Fault]:
         for case in cases:
             if count(case) not in (0, usual):
                 what = f"has {count(case)} {name}, most cases have {usual}"
-                yield Fault(_where(data, case.image, case, "labels" if name == "raters" else "image"), what, fix)
+                yield Fault(_where(data, case.image, case, "image"), what, fix)
 
 
 def _group_by(cases: list[Case], read: Callable[[Case], str]) -> dict[str, list[Case]]:

@@ -11,7 +11,10 @@ from .spelling import config_sign, nearest
 SECTIONS = ("training", "validation", "test")
 QUALITIES = ("clean", "noisy")
 #: keys that hold a path or a list of paths, and which of both they may hold
-PATH_KEYS = {"image": (str, list), "label": (str,), "labels": (list,), "scribble": (str,), "reference": (str,)}
+PATH_KEYS = {
+    **{"image": (str, list), "label": (str,), "labels": (list,), "scribble": (str,)},
+    **{"reference": (str,), "probability": (str,)},
+}
 KNOWN_KEYS = {*PATH_KEYS, "label_quality", "group", "patient", "fold", "empty"}
 #: keys of the JSON itself that are read
 TOP_KEYS = {*SECTIONS, "name", "labels", "channel_names", "modality", "scribble_unlabelled_value"}

@@ -2,20 +2,20 @@
 
 The command line is ``python -m common.data corrupt DIR --kind noise --fraction 0.9 --radius 3 15 --output DIR2``, or
 ``... corrupt DIR --kind scribble --slice_axis 2 --output DIR2`` to put scribbles in the place of dense labels, or
-``... corrupt DIR --kind unlabelled --fraction 0.75 --output DIR2`` to take labels away.
+``... corrupt DIR --kind unlabelled --fraction 0.75 --output DIR2`` to take labels away, or
+``... corrupt DIR --kind raters --raters 4 --output DIR2`` to put the masks of several raters in a label's place.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -24,8 +24,7 @@ from tqdm import tqdm
 from ..contract.faults import DataError, Fault
 from ..contract.output import check_seed, fault, new_folder, place, write_json
 from ..contract.records import PATH_KEYS, SECTIONS, normalise_labels
-from .noise import apply_noise, sample_noise, settle_noise
-from .scribbles import MARGIN, apply_scribbles, sample_scribbles
+from .defects import KINDS, Boundary, Defect, Noise, Parameters, Raters, Scribbles, Unlabelled
 
 # images are linked, as they are large and nobody edits them; labels are copied, as people do edit those
 LINKED_KEYS = ("image",)
@@ -33,110 +32,6 @@ PAIR_OPTIONS = ("--radius",)
 COMMON_KEYS = ("kind", "seed", "fraction", "cases")  # of a recipe; the others are the kind's settings
 UNLABELLED = "scribble_unlabelled_value"
 WORKERS = min(4, os.cpu_count() or 1)
-
-Parameters = list[dict[str, Any]]
-
-
-@dataclass
-class Noise:
-    """Dilated and eroded structures, see ``simulators``.
-
-    Args:
-        radius: least and greatest radius of the ball in voxels; one number means exactly that radius.
-    """
-
-    radius: Sequence[float] | float = (3, 15)
-
-    folder: ClassVar[str] = "noisy"
-    fraction: ClassVar[float] = 0.9
-    spared: ClassVar[int] = 1  # cases that stay clean, at the least
-
-    def __post_init__(self) -> None:
-        self.radius = _pair(self.radius)
-
-    def sample(self, rng: np.random.Generator, structures: Sequence[int]) -> Parameters:
-        """Draw one case's parameters."""
-        return sample_noise(rng, _pair(self.radius), structures)
-
-    def apply(self, label: np.ndarray, parameters: Parameters, unlabelled: int) -> tuple[np.ndarray, Parameters]:
-        """Replay them on a label; returns what to write, and the parameters with what was really applied."""
-        settled = settle_noise(label, parameters)
-        return apply_noise(label, settled), settled
-
-    def note(self, record: dict[str, Any], written: str) -> None:
-        """Enter the file written into the case's record."""
-        record.update(label=written, label_quality="noisy", reference=record["label"])
-
-
-@dataclass
-class Scribbles:
-    """Skeletons of the structures and of the background around them, see ``scribbles``.
-
-    Args:
-        dims: 2 scribbles slice by slice, 3 the volume as a whole.
-        slice_axis: axis of the file's array across which the slices lie; default 2, none in 3D.
-        margin: how far the structures' convex hull is grown to bound the background's scribble, in voxels.
-        keep: least share of a skeleton that is traced, above 0; 1 traces all of it.
-        width: of the strokes, in voxels.
-    """
-
-    dims: int = 2
-    slice_axis: int | None = None
-    margin: float = MARGIN
-    keep: float = 1.0
-    width: int = 1
-
-    folder: ClassVar[str] = "simulated_scribbles"
-    fraction: ClassVar[float] = 1.0
-    spared: ClassVar[int] = 0
-
-    def __post_init__(self) -> None:
-        if self.dims == 2 and self.slice_axis is None:
-            self.slice_axis = 2
-        if self.dims not in (2, 3) or self.slice_axis not in ((0, 1, 2) if self.dims == 2 else (None,)):
-            what = f"{self.slice_axis!r} does not go with --dims {self.dims!r}"
-            raise fault("--slice_axis", what, "give --slice_axis 0, 1 or 2, or --dims 3 without it")
-        _check_number("--margin", self.margin, 0, math.inf)
-        _check_number("--keep", self.keep, 1e-3, 1)
-        _check_number("--width", self.width, 1, math.inf)
-
-    def sample(self, rng: np.random.Generator, structures: Sequence[int]) -> Parameters:
-        """Draw one case's parameters."""
-        return sample_scribbles(rng, structures, self.keep)
-
-    def apply(self, label: np.ndarray, parameters: Parameters, unlabelled: int) -> tuple[np.ndarray, Parameters]:
-        """Replay them on a label; returns what to write, and the parameters with what was really applied."""
-        scribble = apply_scribbles(label, parameters, self.slice_axis, self.margin, self.width, unlabelled)
-        if (scribble == unlabelled).all():
-            raise ValueError("the label holds no structure to scribble on")
-        return scribble, parameters
-
-    def note(self, record: dict[str, Any], written: str) -> None:
-        """Enter the file written into the case's record."""
-        record.pop("label_quality")
-        record.update(scribble=written, reference=record.pop("label"))
-
-
-@dataclass
-class Unlabelled:
-    """Labels taken away: semi-supervised learning."""
-
-    folder: ClassVar[None] = None  # no file is written
-    fraction: ClassVar[float] = 0.8
-    spared: ClassVar[int] = 1
-
-    def sample(self, rng: np.random.Generator, structures: Sequence[int]) -> Parameters:
-        """Nothing is drawn."""
-        return []
-
-    def note(self, record: dict[str, Any]) -> None:
-        """Enter the defect into the case's record."""
-        record.pop("label_quality")
-        record.update(reference=record.pop("label"))
-
-
-Defect = Noise | Scribbles | Unlabelled
-KINDS: dict[str, type[Defect]] = {"noise": Noise, "scribble": Scribbles, "unlabelled": Unlabelled}
 
 
 def join_pairs(argv: Sequence[str]) -> list[str]:
@@ -191,13 +86,13 @@ def corrupt(
     Args:
         dataset_dir: folder of the data set.
         output: folder to write; nothing there is overwritten.
-        kind: ``noise`` (see ``simulators``), ``scribble`` (see ``scribbles``) or ``unlabelled``.
+        kind: ``noise``, ``scribble``, ``unlabelled``, ``raters`` or ``boundary``, see ``defects``.
         fraction: share of changed cases, above 0, rounded to whole cases, one at the least. For scribbles it is at most
             1, the default. Otherwise it lies below 1 and one case keeps its label at the least; default 0.9 for noise,
             0.8 for unlabelled.
         seed: source of chance.
         datalist: name of the JSON in ``dataset_dir``; the one written is always ``dataset.json``.
-        settings: of the kind, see :class:`Noise` and :class:`Scribbles`; unlabelled has none.
+        settings: of the kind, see ``defects``; unlabelled has none.
 
     Returns:
         the folder written.
@@ -224,6 +119,9 @@ def corrupt(
     count = min(max(round(share * len(candidates)), 1), len(candidates) - defect.spared)
     chosen = sorted(rng.permutation(len(candidates))[:count].tolist())
     cases = {_case_key(candidates[index]): defect.sample(rng, structures) for index in chosen}
+    if isinstance(defect, Raters):
+        held_out = [record for section in SECTIONS[1:] for record in listing.get(section) or [] if _is_clean(record)]
+        cases |= {_case_key(record): defect.sample(rng, structures) for record in held_out}
     recipe = {"kind": kind, "seed": int(seed), "fraction": float(share), **asdict(defect), "cases": cases}
     return _write(root, listing, recipe, Path(str(output)))
 
@@ -254,7 +152,11 @@ def replay(dataset_dir: str, recipe: str, output: str, datalist: str = "dataset.
 
 def _write(root: Path, listing: dict[str, Any], recipe: dict[str, Any], output: Path) -> Path:
     """Write the corrupted copy: files first, then the JSON; the folder appears when all is done."""
-    by_case = {_case_key(record): record for record in listing["training"] if _is_clean(record)}
+    training = {_case_key(record): record for record in listing["training"] if _is_clean(record)}
+    by_case = dict(training)
+    if recipe["kind"] == "raters":
+        held_out = [record for section in SECTIONS[1:] for record in listing.get(section) or [] if _is_clean(record)]
+        by_case |= {_case_key(record): record for record in held_out}
     unknown = sorted(set(recipe["cases"]) - set(by_case))
     if unknown:
         what = f"has no clean training record with image {', '.join(unknown)}, which the recipe names"
@@ -279,8 +181,18 @@ def _write(root: Path, listing: dict[str, Any], recipe: dict[str, Any], output: 
             for record in changed.values():
                 defect.note(record)
         else:
-            applied = _corrupt_files(root, folder, changed, recipe["cases"], defect, unlabelled)
+            applied, written = _corrupt_files(root, folder, changed, recipe["cases"], defect, unlabelled)
             recipe = {**recipe, "cases": applied}
+            for case, record in changed.items():
+                if isinstance(defect, Raters):
+                    enter = defect.note if case in training else defect.note_held_out
+                    enter(record, written[case])
+                else:
+                    defect.note(record, written[case][0])
+        if isinstance(defect, Raters) and defect.others == "unlabelled":
+            for case, record in training.items():
+                if case not in changed:
+                    Unlabelled().note(record)
         write_json({**listing, "corruption": recipe}, folder / "dataset.json")
     return output
 
@@ -290,20 +202,22 @@ def _corrupt_files(
     folder: Path,
     changed: dict[str, dict[str, Any]],
     cases: dict[str, Parameters],
-    defect: Noise | Scribbles,
+    defect: Noise | Scribbles | Raters | Boundary,
     unlabelled: int,
-) -> dict[str, Parameters]:
-    """Write the corrupted labels and enter them into their records; returns what was really applied to each case."""
+) -> tuple[dict[str, Parameters], dict[str, list[str]]]:
+    """Write the corrupted labels; returns what was really applied to each case, and the files written for it."""
 
-    def work(case: str) -> tuple[str, Parameters]:
+    def work(case: str) -> tuple[str, Parameters, list[str]]:
         source = changed[case]["label"]
-        return case, _corrupt_file(root / source, folder / defect.folder / source, cases[case], defect, unlabelled)
+        count = defect.raters if isinstance(defect, Raters) else 1
+        places = [f"{defect.folder}/{number}/{source}" for number in range(count)] if count > 1 else None
+        names = places or [f"{defect.folder}/{source}"]
+        targets = [folder / name for name in names]
+        return case, _corrupt_file(root / source, targets, cases[case], defect, unlabelled), names
 
     with ThreadPoolExecutor(WORKERS) as pool:
-        applied = dict(tqdm(pool.map(work, changed), total=len(changed), desc="corrupting labels", leave=False))
-    for record in changed.values():
-        defect.note(record, f"{defect.folder}/{record['label']}")
-    return applied
+        done = list(tqdm(pool.map(work, changed), total=len(changed), desc="corrupting labels", leave=False))
+    return {case: applied for case, applied, _ in done}, {case: names for case, _, names in done}
 
 
 def _place_files(root: Path, listing: dict[str, Any], folder: Path) -> None:
@@ -320,9 +234,13 @@ def _place_files(root: Path, listing: dict[str, Any], folder: Path) -> None:
 
 
 def _corrupt_file(
-    source: Path, target: Path, parameters: Parameters, defect: Noise | Scribbles, unlabelled: int
+    source: Path,
+    targets: Sequence[Path],
+    parameters: Parameters,
+    defect: Noise | Scribbles | Raters | Boundary,
+    unlabelled: int,
 ) -> Parameters:
-    """Write the corrupted label file; returns the parameters with what was really applied."""
+    """Write the corrupted label file, or one a rater; returns the parameters with what was really applied."""
     try:
         file = nib.load(source)
         values = np.asanyarray(file.dataobj)  # type: ignore[attr-defined]
@@ -333,16 +251,17 @@ def _corrupt_file(
     if not np.array_equal(label, values):
         raise fault(source, "holds values that are not whole numbers", "give a label map")
     try:
-        voxels, settled = defect.apply(label, parameters, unlabelled)
+        made, settled = defect.apply(label, parameters, unlabelled)
     except ValueError as error:
         raise fault(source, str(error), "correct the file, or take the record out of `training`") from error
-    both = (label.min(), label.max(), voxels.min(), voxels.max())
-    kind = np.uint8 if min(both) >= 0 and max(both) <= 255 else np.int32
-    changed = nib.Nifti1Image(voxels.astype(kind), file.affine, file.header)  # type: ignore[attr-defined]
-    changed.header.set_data_dtype(kind)
-    changed.header.set_slope_inter(1, 0)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(changed, target)
+    for target, voxels in zip(targets, made if isinstance(made, list) else [made], strict=True):
+        both = (label.min(), label.max(), voxels.min(), voxels.max())
+        kind = np.uint8 if min(both) >= 0 and max(both) <= 255 else np.int32
+        changed = nib.Nifti1Image(voxels.astype(kind), file.affine, file.header)  # type: ignore[attr-defined]
+        changed.header.set_data_dtype(kind)
+        changed.header.set_slope_inter(1, 0)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(changed, target)
     return settled
 
 
@@ -413,21 +332,6 @@ def _is_clean(record: dict[str, Any]) -> bool:
 def _case_key(record: dict[str, Any]) -> str:
     image = record["image"]
     return image if isinstance(image, str) else str(image[0])
-
-
-def _pair(radius: Sequence[float] | float) -> tuple[float, float]:
-    values = [radius] * 2 if isinstance(radius, int | float) else list(radius)
-    if len(values) != 2 or not all(isinstance(value, int | float) for value in values):
-        raise fault("--radius", f"{radius!r} is not a pair of numbers", "give least and greatest, as in --radius 3 15")
-    if not 0 <= values[0] <= values[1] < math.inf:
-        raise fault("--radius", f"{radius!r} is no range", "give 0 <= least <= greatest, as in --radius 3 15")
-    return float(values[0]), float(values[1])
-
-
-def _check_number(option: str, value: Any, least: float, greatest: float) -> None:
-    if not isinstance(value, int | float) or not least <= value <= greatest or math.isinf(value):
-        bounds = f"of {least:g} or more" + ("" if math.isinf(greatest) else f" and at most {greatest:g}")
-        raise fault(option, f"{value!r} is out of range", f"give a number {bounds}")
 
 
 def _is_number(text: str) -> bool:

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -17,16 +17,21 @@ from scipy import ndimage
 
 from ..contract.faults import DataError, Fault
 from .noise import apply_noise, sample_noise, settle_noise
-from .phantom_labels import apply_rater, apply_scribble, sample_rater, sample_scribble
+from .phantom_labels import apply_scribble, sample_scribble
+from .raters import STYLES, ambiguity, apply_raters, sample_border, sample_raters, true_probability
 
-VERSION = 4
+VERSION = 5
 KINDS = ("dense", "noisy", "unlabelled", "scribbles", "raters")
 LABELS = {"0": "background", "1": "body", "2": "lobe", "3": "cap"}
 SPACING = (1.0, 1.0, 1.5)  # mm
 UNLABELLED_VALUE = 255
-RATERS = 3
+RATERS = (3, 5)  # smallest and largest number a case
+FAINT = 3  # the structure that raters may leave out
 
 _CASES = {"training": 20, "validation": 4, "test": 4}
+# of borders in voxels; average share of the faint structures left out, and of structures added
+_RATER_SETTINGS: dict[str, Any] = {"shift": 2.5, "missed": 0.4, "added": 0.1}
+_BLUR = 2.5  # voxels, where a border is most ambiguous
 _FULLY_LABELLED = 4  # training cases with a trusted label in the kinds noisy, unlabelled and raters
 _BACKGROUND = 0.25
 _INTENSITIES = {1: 0.62, 2: 0.43, 3: 1.00}  # before bias field and noise; look-alikes share them
@@ -53,17 +58,19 @@ def make_phantom(
 
     A case holds three touching structures of random pose, size and shape, a bias field, Rician noise and
     look-alikes: isolated blobs as bright as a structure that carry no label, so that intensity alone does not
-    segment it. The images depend on ``seed`` alone, not on ``kind``: results of different kinds compare.
+    segment it. The images depend on ``seed`` alone, not on ``kind``: results of different kinds compare. Those of
+    ``raters`` alone differ: parts of their borders are blurred, and the cap is fainter from case to case.
 
     ========== =============================================================================================
     dense      every training case has its true label
     noisy      4 clean training labels; the others dilated or eroded (``label_quality: noisy``, ``reference``)
     unlabelled 4 labelled training cases, the others without any label
     scribbles  every training case has scribbles only
-    raters     4 training cases with the masks of 3 raters, the others without any label
+    raters     4 training cases with the masks of 3 to 5 raters of 5, the others without any label
     ========== =============================================================================================
 
-    Validation and test always have true labels (and the raters' masks for ``raters``).
+    Validation and test always have true labels; for ``raters`` the masks of all 5 raters, too, and ``probability``: how
+    likely a rater is to mark a voxel as each structure.
 
     Args:
         directory: folder to make. One that holds a phantom is left alone if it is the same and replaced if it is not.
@@ -143,10 +150,11 @@ def _write_dataset(directory: Path, recipe: dict[str, Any]) -> None:
             content[section] = []
         for place in range(count):
             case = f"case_{number:03d}"
-            image, label = make_case(np.random.default_rng([seed, number]), shape)
+            unsure = _sample_ambiguity(np.random.default_rng([seed, number, 2])) if kind == "raters" else None
+            image, label = make_case(np.random.default_rng([seed, number]), shape, unsure)
             record: dict[str, Any] = {"image": f"images/{case}.nii.gz", "group": case}
             _write_volume(directory / record["image"], image)
-            writer = _LabelWriter(directory, case, label, np.random.default_rng([seed, number, 1]), recipe)
+            writer = _LabelWriter(directory, case, label, np.random.default_rng([seed, number, 1]), recipe, unsure)
             record.update(writer.training(place) if section == "training" else writer.held_out())
             content[section].append(record)
             if writer.parameters:
@@ -161,9 +169,16 @@ class _LabelWriter:
     """Writes the label files of one case and returns the keys of its record."""
 
     def __init__(
-        self, directory: Path, case: str, label: np.ndarray, rng: np.random.Generator, recipe: dict[str, Any]
+        self,
+        directory: Path,
+        case: str,
+        label: np.ndarray,
+        rng: np.random.Generator,
+        recipe: dict[str, Any],
+        unsure: Ambiguity | None,
     ) -> None:
         self.directory, self.case, self.label, self.rng, self.recipe = directory, case, label, rng, recipe
+        self.unsure = unsure
         self.parameters: list[dict[str, Any]] = []
 
     def training(self, place: int) -> dict[str, Any]:
@@ -175,7 +190,9 @@ class _LabelWriter:
         if kind == "dense" or (kind in ("noisy", "unlabelled") and place < _FULLY_LABELLED):
             return {"label": self._write("labels", self.label)}
         if kind == "raters" and place < _FULLY_LABELLED:
-            return {"labels": self._raters(), "reference": self._write("references", self.label)}
+            count = int(self.rng.integers(RATERS[0], RATERS[1] + 1))
+            who = sorted(self.rng.permutation(len(STYLES))[:count].tolist())
+            return {"labels": self._raters(who), "reference": self._write("references", self.label)}
         if kind == "noisy":
             low, high = self.recipe["noise_radius"]
             self.parameters = settle_noise(self.label, sample_noise(self.rng, (low, high), _structures()))
@@ -189,18 +206,47 @@ class _LabelWriter:
     def held_out(self) -> dict[str, Any]:
         record: dict[str, Any] = {"label": self._write("labels", self.label)}
         if self.recipe["kind"] == "raters":
-            record["labels"] = self._raters()
+            record["labels"] = self._raters(range(len(STYLES)))
+            record["probability"] = self._probability()
         return record
 
-    def _raters(self) -> list[str]:
-        self.parameters = [sample_rater(self.rng, rater, RATERS) for rater in range(RATERS)]
-        masks = [apply_rater(self.label, parameters) for parameters in self.parameters]
-        return [self._write(f"raters/{rater}", mask) for rater, mask in enumerate(masks)]
+    def _raters(self, who: Sequence[int]) -> list[str]:
+        assert self.unsure is not None
+        self.parameters = sample_raters(
+            self.rng, who, _structures(), self.unsure.border, visibility=self.unsure.seen, **_RATER_SETTINGS
+        )
+        masks = apply_raters(self.label, self.parameters)
+        return [self._write(f"raters/{rater}", mask) for rater, mask in zip(who, masks, strict=True)]
+
+    def _probability(self) -> str:
+        assert self.unsure is not None
+        maps = true_probability(
+            self.label, _structures(), self.unsure.border, visibility=self.unsure.seen, **_RATER_SETTINGS
+        )
+        name = f"probabilities/{self.case}.nii.gz"
+        _write_volume(self.directory / name, np.moveaxis(maps, 0, -1))
+        return name
 
     def _write(self, folder: str, volume: np.ndarray) -> str:
         name = f"{folder}/{self.case}.nii.gz"
         _write_volume(self.directory / name, volume.astype(np.uint8))
         return name
+
+
+class Ambiguity(NamedTuple):
+    """What is unsure about a case: the seed of its border's ambiguity, and how well the faint structure is seen."""
+
+    border: int
+    visibility: float
+
+    @property
+    def seen(self) -> dict[int, float]:
+        """Visibility of each structure, in [0, 1]."""
+        return {structure: self.visibility if structure == FAINT else 1.0 for structure in _structures()}
+
+
+def _sample_ambiguity(rng: np.random.Generator) -> Ambiguity:
+    return Ambiguity(sample_border(rng), round(float(rng.uniform(0.0, 1.0)), 3))
 
 
 def _structures() -> Sequence[int]:
@@ -214,12 +260,15 @@ def _write_volume(path: Path, volume: np.ndarray) -> None:
     nib.save(image, path)
 
 
-def make_case(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def make_case(
+    rng: np.random.Generator, shape: tuple[int, ...], unsure: Ambiguity | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Make one case.
 
     Args:
         rng: source of everything random.
         shape: (H, W, D) voxels.
+        unsure: what raters may see differently; None: everything is clear.
 
     Returns:
         image (H, W, D) int16, about 0 to 1500, and label (H, W, D) uint8 with values 0 to 3.
@@ -231,7 +280,13 @@ def make_case(rng: np.random.Generator, shape: tuple[int, ...]) -> tuple[np.ndar
     ideal += 0.05 * _smooth_noise(rng, shape, smoothness=0.08)  # tissue that is not flat
     for structure, intensity in _INTENSITIES.items():
         ideal[label == structure] = intensity * rng.uniform(0.95, 1.05)
+    if unsure is not None:
+        faint = label == FAINT
+        ideal[faint] = _BACKGROUND + (0.2 + 0.8 * unsure.visibility) * (ideal[faint] - _BACKGROUND)
     _add_look_alikes(rng, grid, label, ideal)
+    if unsure is not None:
+        share = ambiguity(shape, unsure.border)
+        ideal = (1.0 - share) * ideal + share * ndimage.gaussian_filter(ideal, _BLUR)
     ideal = ndimage.gaussian_filter(ideal, 0.6)  # partial volume
     ideal *= np.exp(_BIAS * _smooth_noise(rng, shape, smoothness=0.35))
     noise = rng.normal(scale=_RICIAN_SIGMA, size=(2, *shape))

@@ -146,10 +146,6 @@ def uneven_channels(root: Path, content: Content) -> None:
     content["training"][0]["image"] = ["image0.nii.gz", "second.nii.gz"]
 
 
-def uneven_raters(root: Path, content: Content) -> None:
-    content["training"][1]["labels"] = [f"rater{number}.nii.gz" for number in range(3)]
-
-
 def repeat_record(root: Path, content: Content) -> None:
     content["training"].append(dict(content["training"][0]))
 
@@ -335,8 +331,6 @@ FILE_FAULTS: dict[str, tuple[Break, str]] = {
         r"rater1.nii.gz \(training/labels\): has shape",
     ),
     "rater's value": (change("rater1.nii.gz", values((0, 9))), r"\(training/labels\): has label values 9"),
-    "one rater": (record("labels", ["rater0.nii.gz"]), r"`labels` holds one mask"),
-    "uneven raters": (uneven_raters, r"has [23] raters, most cases have [23]"),
     "scribble's value": (change("scribble.nii.gz", values((0, 7))), r"has scribble values 7"),
     "empty scribble": (
         change("scribble.nii.gz", lambda: np.full(SHAPE, 255, dtype=np.uint8)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,33 @@ def test_refused_scribbles(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="0 records with a clean label, 1 is needed"):
         corrupt(str(dataset), target, kind="scribble")
     assert not Path(target).exists()
+
+
+def test_raters_take_the_place_of_labels(dataset: Path, tmp_path: Path) -> None:
+    change(dataset, test=[{"image": "images/held.nii.gz", "label": "labels/held.nii.gz"}])
+    for folder in ("images", "labels"):
+        shutil.copy(next((dataset / folder).glob("*.nii.gz")), dataset / folder / "held.nii.gz")
+    settings: dict[str, Any] = {"raters": 3, "shift": 1.0, "fraction": 0.25, "others": "unlabelled"}
+    made = corrupt(str(dataset), str(tmp_path / "a"), kind="raters", **settings)
+    content = listing(made)
+    rated = [record for record in content["training"] if "labels" in record]
+    assert len(rated) == 2 and all(len(record["labels"]) == 3 and "label" not in record for record in rated)
+    others = [r for r in content["training"] if "labels" not in r and r.get("label_quality") != "noisy"]
+    assert not any("label" in r for r in others) and sum("reference" in r for r in others) == 6
+    (held,) = content["test"]
+    assert len(held["labels"]) == 3 and held["label"] == "labels/held.nii.gz", "a case to measure with keeps both"
+    masks = [load(made / path) for path in rated[0]["labels"]]
+    assert not np.array_equal(masks[0], masks[1])
+    again = replay(str(dataset), str(made / "dataset.json"), str(tmp_path / "b"))
+    for path in rated[0]["labels"] + held["labels"]:
+        assert np.array_equal(load(made / path), load(again / path))
+
+
+def test_unreliable_borders(dataset: Path, tmp_path: Path) -> None:
+    made = corrupt(str(dataset), str(tmp_path / "a"), kind="boundary", shift=1.5)
+    records = [record for record in listing(made)["training"] if "reference" in record]
+    assert len(records) == 8 and all(record["label_quality"] == "noisy" for record in records)
+    assert any(not np.array_equal(load(made / r["label"]), load(made / r["reference"])) for r in records)
 
 
 def test_other_records_and_sections_stay(dataset: Path, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 from scipy import ndimage
 
 from common.data import DataError, make_phantom, open_data
-from common.data.simulation.phantom import KINDS, make_case
-from common.data.simulation.phantom_labels import apply_rater, apply_scribble, sample_rater, sample_scribble
+from common.data.simulation.phantom import KINDS, Ambiguity, make_case
+from common.data.simulation.phantom_labels import apply_scribble, sample_scribble
 
 SMALL: dict[str, Any] = {"cases": {"training": 6, "validation": 1, "test": 1}, "shape": (20, 20, 14)}
 NEEDS = {
@@ -113,11 +113,28 @@ def test_scribbles_never_lie_and_reach_every_structure() -> None:
     assert 0 < drawn.mean() < 0.1
 
 
-def test_raters_differ_by_habit_and_lose_no_structure() -> None:
-    _, label = make_case(np.random.default_rng(5), (32, 32, 24))
-    parameters = [sample_rater(np.random.default_rng(7), rater, 3) for rater in range(3)]
-    masks = [apply_rater(label, entry) for entry in parameters]
-    sizes = [np.count_nonzero(mask) for mask in masks]
-    assert sizes[0] < sizes[1] < sizes[2]
-    assert all(set(np.unique(mask)) == {0, 1, 2, 3} for mask in masks)
-    assert np.array_equal(masks[0], apply_rater(label, json.loads(json.dumps(parameters[0]))))
+def test_raters_phantom_tells_how_likely_each_voxel_is(tmp_path: Path) -> None:
+    root = make_phantom(tmp_path / "raters", "raters", **SMALL)
+    content = json.loads((root / "dataset.json").read_text())
+    counts = [len(record["labels"]) for record in content["training"] if "labels" in record]
+    assert len(counts) == 4 and all(3 <= count <= 5 for count in counts)
+    (record,) = content["test"]
+    assert len(record["labels"]) == 5
+    probability, label = load(root / record["probability"]), load(root / record["label"])
+    masks = np.stack([load(root / path) for path in record["labels"]])
+    assert probability.shape == (*label.shape, 3) and probability.min() >= 0 and probability.max() <= 1
+    body = probability[..., 0]
+    assert body[label == 1].mean() > 0.7 > 0.1 > body[label != 1].mean()
+    share = (masks == 1).mean(axis=0)
+    assert np.corrcoef(share.ravel(), body.ravel())[0, 1] > 0.9, "five raters are a sample of that population"
+    unsure = (body > 0.2) & (body < 0.8)
+    assert 0 < unsure.mean() < 0.2
+
+
+def test_the_faint_structure_shows_in_the_image() -> None:
+    clear, faint = (
+        make_case(np.random.default_rng(5), (32, 32, 24), Ambiguity(3, visibility)) for visibility in (1.0, 0.0)
+    )
+    assert np.array_equal(clear[1], faint[1])
+    cap = clear[1] == 3
+    assert faint[0][cap].mean() < 0.7 * clear[0][cap].mean()
