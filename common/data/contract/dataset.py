@@ -11,20 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from .faults import DataError, Fault
-from .records import SECTIONS, normalise_labels, normalise_names, parse_sections
+from .records import KINDS, SECTIONS, is_kind, normalise_labels, normalise_names, parse_sections
 from .strict_json import read_json
 
 logger = logging.getLogger(__name__)
 
 #: what a bundle may ask of a data set, and the words for it
-NEEDS = {
-    "label": "training records with a `label`",
-    "clean": "training records with a clean `label` (label_quality: clean, the default)",
-    "noisy": "training records with `label_quality: noisy`",
-    "unlabelled": "training records without `label`, `labels` and `scribble`",
-    "raters": "training records with `labels` (the masks of several raters)",
-    "scribble": "training records with a `scribble`",
-    "validation": "a `validation` section in which every record has a `label`",
+NEEDS = {kind: f"training records with {details.words}" for kind, details in KINDS.items()} | {
+    "validation": "a `validation` section in which every record has a `label`"
 }
 
 
@@ -163,18 +157,17 @@ def missing_needs(data: SegmentationData, needs: Sequence[str]) -> list[Fault]:
 
     Returns:
         one fault for each need that is not met.
+
+    Raises:
+        ValueError: another need.
     """
-    labelled = [record for record in data.training if "label" in record]
-    targets = ("label", "labels", "scribble")
-    met = {
-        "label": bool(labelled),
-        "clean": any(record["label_quality"] == "clean" for record in labelled),
-        "noisy": any(record["label_quality"] == "noisy" for record in labelled),
-        "unlabelled": any(not any(key in record for key in targets) for record in data.training),
-        "raters": any("labels" in record for record in data.training),
-        "scribble": any("scribble" in record for record in data.training),
-    }
-    faults = [_unmet(need) for need in needs if not met.get(need, True)]
+    if unknown := sorted(set(needs) - set(NEEDS)):
+        raise ValueError(f"unknown needs {unknown}: use some of {', '.join(NEEDS)}")
+    faults = [
+        Fault("training", f"the method needs {NEEDS[kind]}, there are none", KINDS[kind].fix or f"add {NEEDS[kind]}")
+        for kind in needs
+        if kind in KINDS and not any(is_kind(record, kind) for record in data.training)
+    ]
     if not data.validation and ("validation" in needs or data.training):
         fix = (
             f"`python -m common.data split {shlex.quote(str(data.root))} --fraction 0.2 --seed 0` writes "
@@ -186,12 +179,3 @@ def missing_needs(data: SegmentationData, needs: Sequence[str]) -> list[Fault]:
         what = f"the method needs {NEEDS['validation']}, some have none"
         faults.append(Fault("validation", what, "add their labels or remove the records"))
     return faults
-
-
-def _unmet(need: str) -> Fault:
-    fixes = {
-        "noisy": 'mark records whose label is doubtful with "label_quality": "noisy", or simulate noise with '
-        "`python -m common.data corrupt`",
-        "unlabelled": "list images without a label in `training`",
-    }
-    return Fault("training", f"the method needs {NEEDS[need]}, there are none", fixes.get(need, f"add {NEEDS[need]}"))

@@ -12,21 +12,21 @@ from monai.data import MetaTensor, NibabelWriter
 from monai.transforms import MapTransform, SaveImaged, Spacingd, Transform
 
 from ...files import atomic_path
-from .samplers import has_clean_label
+from ..contract.records import is_kind
 
 
 class MarkCleanLabeld(Transform):
     """Add ``clean``: True where the record's label is to be trusted (``label_quality`` is absent or "clean")."""
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        return {**data, "clean": torch.tensor(has_clean_label(dict(data)))}  # type: ignore[arg-type]
+        return {**data, "clean": torch.tensor(is_kind(dict(data), "clean"))}  # type: ignore[arg-type]
 
 
 class MarkLabelledd(Transform):
     """Add ``labelled``: True where the record has a label; where it has none, background takes the label's place."""
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        labelled = "label" in data
+        labelled = is_kind(dict(data), "label")  # type: ignore[arg-type]
         d = {**data, "labelled": torch.tensor(labelled)}
         if not labelled:
             d["label"] = torch.zeros_like(data["image"][:1])
