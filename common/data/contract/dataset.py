@@ -17,7 +17,7 @@ from .strict_json import read_json
 logger = logging.getLogger(__name__)
 
 #: what a bundle may ask of a data set, and the words for it
-NEEDS = {kind: f"training records with {details.words}" for kind, details in KINDS.items()} | {
+NEEDS = {kind: f"training records {details.words}" for kind, details in KINDS.items()} | {
     "validation": "a `validation` section in which every record has a `label`"
 }
 
@@ -56,29 +56,31 @@ class SegmentationData:
         """Number of classes, background included."""
         return max(self.labels, default=0) + 1
 
-    def section(self, name: str, *keys: str) -> list[dict[str, Any]]:
+    def section(self, name: str, *kinds: str) -> list[dict[str, Any]]:
         """Records of ``training``, ``validation`` or ``test``.
 
         Args:
             name: of the section.
-            keys: leave out, with a note, records that have none of these keys; a fault if none is left.
+            kinds: leave out, with a note, records of none of these kinds, see
+                :data:`~common.data.contract.records.KINDS`; a fault if none is left.
 
         Raises:
             KeyError: another name.
+            ValueError: another kind.
             DataError: no record is left.
         """
         if name not in SECTIONS:
             raise KeyError(f"no section {name!r}: use one of {', '.join(SECTIONS)}")
         listed = getattr(self, name)
-        if not keys:
+        if not kinds:
             return list(listed)
-        records = [record for record in listed if any(key in record for key in keys)]
-        wanted = " or ".join(f"`{key}`" for key in keys)
+        records = [record for record in listed if any(is_kind(record, kind) for kind in kinds)]
+        wanted = " or ".join(KINDS[kind].words for kind in kinds)
         if not records:
-            what = f"the data set in {self.root} has no record with {wanted} here"
+            what = f"the data set in {self.root} has no record {wanted} here"
             raise DataError([Fault(name, what, "add one to the JSON, or name another section with --section")])
         if len(records) < len(listed):
-            logger.warning(f"{name}: {len(listed) - len(records)} of {len(listed)} records lack {wanted}: left out")
+            logger.warning(f"{name}: {len(listed) - len(records)} of {len(listed)} records left out, only those {wanted} are used")
         return records
 
 

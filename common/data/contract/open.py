@@ -78,12 +78,13 @@ class LazyData:
         short_last_words()
         self._arguments = arguments
 
-    def training_records(self, needs: Sequence[str], *keys: str) -> list[dict[str, Any]]:
+    def training_records(self, needs: Sequence[str], kinds: Sequence[str] = ()) -> list[dict[str, Any]]:
         """Records of ``training``, asked for with what the method needs of the data set.
 
         Args:
             needs: from :data:`~common.data.contract.dataset.NEEDS`.
-            keys: leave out, with a note, records that have none of these keys.
+            kinds: leave out, with a note, records of none of these kinds, see
+                :data:`~common.data.contract.records.KINDS`.
 
         Raises:
             DataError: with every fault of the data set and every need that is not met.
@@ -92,7 +93,7 @@ class LazyData:
             self._data = open_data(**self._arguments, needs=needs)
         elif faults := missing_needs(self._data, needs):
             raise DataError(faults, str(self._data.root))
-        return self._data.section("training", *keys)
+        return self._data.section("training", *kinds)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

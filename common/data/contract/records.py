@@ -29,7 +29,7 @@ class Kind:
     """One kind of training record.
 
     Attributes:
-        words: what such a record has, for messages.
+        words: what such a record has or lacks, for messages.
         fix: how to come by some.
         fits: tells whether a record is of this kind.
     """
@@ -45,23 +45,24 @@ def _has_label(record: dict[str, Any], *qualities: str) -> bool:
 
 #: the kinds of a record; one may be of several, such as a clean label and a scribble
 KINDS = {
-    "label": Kind("a `label`", "", lambda record: _has_label(record, *QUALITIES)),
+    "label": Kind("with a `label`", "", lambda record: _has_label(record, *QUALITIES)),
     "clean": Kind(
-        "a clean `label` (label_quality: clean, the default)", "", lambda record: _has_label(record, "clean")
+        "with a clean `label` (label_quality: clean, the default)", "", lambda record: _has_label(record, "clean")
     ),
     "noisy": Kind(
-        "`label_quality: noisy`",
+        "with `label_quality: noisy`",
         'mark records whose label is doubtful with "label_quality": "noisy", or simulate noise with '
         "`python -m common.data corrupt`",
         lambda record: _has_label(record, "noisy"),
     ),
     "unlabelled": Kind(
-        "neither `label`, `labels` nor `scribble`",
+        "without `label`, `labels` and `scribble`",
         "list images without a label in `training`",
         lambda record: not {"label", "labels", "scribble"} & record.keys(),
     ),
-    "raters": Kind("`labels` (the masks of several raters)", "", lambda record: "labels" in record),
-    "scribble": Kind("a `scribble`", "", lambda record: "scribble" in record),
+    "raters": Kind("with `labels` (the masks of several raters)", "", lambda record: "labels" in record),
+    "scribble": Kind("with a `scribble`", "", lambda record: "scribble" in record),
+    "reference": Kind("with a `reference` (the truth behind a simulated defect)", "", lambda r: "reference" in r),
 }
 
 
