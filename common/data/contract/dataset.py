@@ -80,7 +80,8 @@ class SegmentationData:
             what = f"the data set in {self.root} has no record {wanted} here"
             raise DataError([Fault(name, what, "add one to the JSON, or name another section with --section")])
         if len(records) < len(listed):
-            logger.warning(f"{name}: {len(listed) - len(records)} of {len(listed)} records left out, only those {wanted} are used")
+            missing = len(listed) - len(records)
+            logger.warning(f"{name}: {missing} of {len(listed)} records left out, only those {wanted} are used")
         return records
 
 
