@@ -10,7 +10,7 @@ import torch
 from monai.engines import SupervisedEvaluator
 from monai.handlers import IgniteMetricHandler, StatsHandler, from_engine
 from monai.metrics import DiceMetric
-from monai.transforms import Activationsd, AsDiscreted, Compose, Invertd
+from monai.transforms import AsDiscreted, Compose, Invertd
 
 from ..data.loading.transforms import SaveNiftid, SegmentationAndUncertaintyd
 from .handlers import CaseMetrics, CaseProgress
@@ -66,7 +66,7 @@ class CaseEvaluator(SupervisedEvaluator):
         device: where to run; CUDA runs in half precision.
         val_data_loader: batches of one case.
         network: trained.
-        inferer: a MONAI inferer.
+        inferer: gives probabilities, see :mod:`~common.evaluation.inferers`.
         output_dir: folder to write to.
         structures: names by label value; given, each case's ``label`` is compared, see
             :class:`~common.evaluation.handlers.CaseMetrics`.
@@ -105,7 +105,7 @@ class CaseEvaluator(SupervisedEvaluator):
 
 
 def case_postprocessing(preprocessing: Compose, output_dir: str | os.PathLike[str]) -> Compose:
-    """Probabilities in the label's space, their argmax and entropy, and files of all that a report shows.
+    """Probabilities brought to the label's space, their argmax and entropy, and files of all that a report shows.
 
     Args:
         preprocessing: the transforms of ``image`` to invert; it leaves ``label`` in its own space and an untouched copy
@@ -115,7 +115,6 @@ def case_postprocessing(preprocessing: Compose, output_dir: str | os.PathLike[st
     folder = str(output_dir)
     return Compose(
         [
-            Activationsd("pred", softmax=True),
             Invertd("pred", transform=preprocessing, orig_keys="image", nearest_interp=False),
             SegmentationAndUncertaintyd("pred"),
             SaveNiftid("shown", folder, "image"),

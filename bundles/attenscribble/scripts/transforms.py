@@ -15,6 +15,8 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, MapTransform, RandomizableTransform, Transform
 
+from common.data.contract.records import SCRIBBLE_UNLABELLED
+
 OUTSIDE, UNLABELLED, FIRST_CLASS = 0, 1, 2
 
 
@@ -47,7 +49,7 @@ class LoadScribbled(Transform):
         key = keys[0] if keys[0] in data else keys[1]
         path, sparse = data[key], key == "scribble"
         values = self.load(path)
-        background, unlabelled = 0, data.get("scribble_unlabelled_value", 255)
+        background, unlabelled = 0, data.get("scribble_unlabelled_value", SCRIBBLE_UNLABELLED)
         if not sparse:
             drawn = bool((values == self.num_classes).any())
             background, unlabelled = (self.num_classes, 0) if drawn else (0, -1)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .faults import DataError, Fault
-from .records import KINDS, SECTIONS, is_kind, normalise_labels, normalise_names, parse_sections
+from .records import KINDS, SCRIBBLE_UNLABELLED, SECTIONS, is_kind, normalise_labels, normalise_names, parse_sections
 from .strict_json import read_json
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class SegmentationData:
     root: Path
     name: str
     labels: dict[int, str]
-    scribble_unlabelled_value: int = 255
+    scribble_unlabelled_value: int = SCRIBBLE_UNLABELLED
     training: list[dict[str, Any]] = field(default_factory=list)
     validation: list[dict[str, Any]] = field(default_factory=list)
     test: list[dict[str, Any]] = field(default_factory=list)
@@ -104,15 +104,16 @@ def read_data(
     content = load_json(root, datalist)
     faults: list[Fault] = []
     labels = normalise_labels(content.get("labels"), datalist, faults)
-    unlabelled = content.get("scribble_unlabelled_value", 255)
+    unlabelled = content.get("scribble_unlabelled_value", SCRIBBLE_UNLABELLED)
     if not isinstance(unlabelled, int) or isinstance(unlabelled, bool):
         what = f"scribble_unlabelled_value is {unlabelled!r}, not a whole number"
-        faults.append(Fault(datalist, what, "give the value that marks voxels without a scribble, such as 255"))
-        unlabelled = 255
+        fix = f"give the value that marks voxels without a scribble, such as {SCRIBBLE_UNLABELLED}"
+        faults.append(Fault(datalist, what, fix))
+        unlabelled = SCRIBBLE_UNLABELLED
     if unlabelled in labels:
         what = f"scribble_unlabelled_value {unlabelled} is also the label value of '{labels[unlabelled]}'"
-        faults.append(Fault(datalist, what, "use a value that is no label, such as 255"))
-        unlabelled = 255  # so that this one mistake is not told once more for each scribble
+        faults.append(Fault(datalist, what, f"use a value that is no label, such as {SCRIBBLE_UNLABELLED}"))
+        unlabelled = SCRIBBLE_UNLABELLED  # so that this one mistake is not told once more for each scribble
     name, channels = normalise_names(content, root.name, datalist, faults)
     data = SegmentationData(root, name, labels, unlabelled, channels=channels)
     for section, records in parse_sections(content, root, faults, data.notes).items():

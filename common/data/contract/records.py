@@ -12,6 +12,7 @@ from .spelling import config_sign, nearest
 
 SECTIONS = ("training", "validation", "test")
 QUALITIES = ("clean", "noisy")
+SCRIBBLE_UNLABELLED = 255  # in scribble files, unless a data set says otherwise
 #: keys that hold a path or a list of paths, and which of both they may hold
 PATH_KEYS = {
     **{"image": (str, list), "label": (str,), "labels": (list,), "scribble": (str,)},
