@@ -145,17 +145,6 @@ def test_files_of_the_specification_are_there(bundle: Any, name: str) -> None:
     assert (bundle.root / name).is_file()
 
 
-def test_inference_builds_the_network_that_was_trained(bundle: Any) -> None:
-    """A setting of the network that inference.yaml leaves out would silently have its default there."""
-    inference = bundle.load("inference")
-    definitions = []
-    for config in (bundle.train, inference):
-        settings = {key: config.get(str(value).lstrip("@"), value) for key, value in config["network_def"].items()}
-        settings.pop("dropout", None)  # active in training alone
-        definitions.append(settings)
-    assert definitions[0] == definitions[1]
-
-
 def test_the_equations_are_where_the_docs_say(bundle: Any) -> None:
     """Rows of the equation tables: | equation | `file`, `name` | in words |."""
     text = (bundle.root / "docs" / "README.md").read_text()
