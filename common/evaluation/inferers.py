@@ -66,6 +66,7 @@ class ProbabilityWindowInferer(SlidingWindowInferer):
         self.num_classes, self.temperature = num_classes, _positive(temperature)
 
     def __call__(self, inputs: torch.Tensor, network: Network, *args: Any, **kwargs: Any) -> Any:
+        """Probabilities (B, C, ...) of ``inputs`` (B, channels, ...): the mean over the windows that cover a voxel."""
         return super().__call__(inputs, _softened(self, network), *args, **kwargs)
 
 
@@ -99,6 +100,7 @@ class ProbabilitySliceInferer(SliceInferer):
         self.num_classes, self.temperature = num_classes, _positive(temperature)
 
     def __call__(self, inputs: torch.Tensor, network: Network, *args: Any, **kwargs: Any) -> Any:
+        """Probabilities (B, C, H, W, D) of a volume (B, channels, H, W, D), slice by slice."""
         return super().__call__(inputs, _softened(self, network), *args, **kwargs)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -63,7 +65,7 @@ def test_channels_beyond_the_classes_stay(image: torch.Tensor) -> None:
 
 def test_slices(image: torch.Tensor) -> None:
     volume = torch.rand(1, 1, 6, 5, 10)
-    arguments = {"roi_size": (6, 4), "sw_batch_size": 2, "overlap": 0.5}
+    arguments: dict[str, Any] = {"roi_size": (6, 4), "sw_batch_size": 2, "overlap": 0.5}
     found = ProbabilitySliceInferer(spatial_dim=1, **arguments)(volume, PlaceNet())
     for place in range(5):
         expected = by_loops(volume[..., place, :], PlaceNet(), 4, 2, 1.0)
