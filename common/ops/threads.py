@@ -110,6 +110,17 @@ def map_blocks(work: Callable[[Item], Result], blocks: Sequence[Item]) -> list[R
             return list(pool.map(inside, blocks))
 
 
+def image_parts(images: torch.Tensor) -> list[slice]:
+    """Blocks of a batch (B, ...) for :func:`map_blocks`: one image each, which stays in a CPU's cache; on a GPU all.
+
+    Example:
+        >>> image_parts(torch.zeros(2, 1, 4, 4))
+        [slice(0, 1, None), slice(1, 2, None)]
+    """
+    size = max(len(images), 1) if images.is_cuda else 1
+    return [slice(start, start + size) for start in range(0, len(images), size)]
+
+
 def _stay_on_one_thread() -> None:
     """A worker begins inside :func:`one_thread` and ends there."""
     _here.inside = True
