@@ -1,0 +1,1 @@
+"""AffinityUMamba: the network, the method and its equations."""
