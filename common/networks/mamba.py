@@ -16,7 +16,8 @@ class Mamba(nn.Module):
 
     Source: Gu and Dao, Mamba, arXiv 2312.00752, Sec. 3.4 and 3.6. Parameters have the names, shapes and initial
     distributions of ``mamba_ssm.Mamba``: a state dict of the one loads into the other. It runs without that package;
-    the scan uses its kernel where there is one. The scan is float32 under autocast.
+    the scan uses its kernel where there is one. It computes in the type of its weights, float32, under autocast too:
+    scan and gate multiply three features, which leaves the range of half precision.
 
     ``A_log`` and ``D`` carry the attribute ``_no_weight_decay``, for optimisers that ask.
 
@@ -58,6 +59,15 @@ class Mamba(nn.Module):
         self.dt_proj.bias.data.copy_(steps + torch.log(-torch.expm1(-steps)))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        tokens = tokens.to(self.in_proj.weight.dtype)
+        if torch.jit.is_scripting():
+            return self._mix(tokens)
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():  # an exported graph has no autocast
+            return self._mix(tokens)
+        with torch.autocast(tokens.device.type, enabled=False):
+            return self._mix(tokens)
+
+    def _mix(self, tokens: torch.Tensor) -> torch.Tensor:
         x, z = self.in_proj(tokens).transpose(1, 2).chunk(2, dim=1)  # (B, inner, L)
         x = functional.silu(self.conv1d(x)[:, :, : tokens.shape[1]])  # cut: a token sees none that comes after it
         low_rank, B, C = self.x_proj(x.transpose(1, 2)).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
@@ -65,7 +75,7 @@ class Mamba(nn.Module):
         y = selective_scan(
             x,
             delta,
-            -torch.exp(self.A_log.float()),
+            -torch.exp(self.A_log),
             B.transpose(1, 2),
             C.transpose(1, 2),
             self.D,

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from .threads import one_thread
@@ -62,11 +61,9 @@ def selective_scan(
         tensor([[[1.0000, 1.5000, 1.7500]]])
     """
     if torch.jit.is_scripting():
-        _check(u, delta, A, B, C, D, z, delta_bias)
         return _plain(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-    if torch.jit.is_tracing() or torch.compiler.is_exporting():
-        with torch.autocast(u.device.type, enabled=False):
-            return _plain(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():  # the loop has no operation that autocast lowers
+        return _plain(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     _check(u, delta, A, B, C, D, z, delta_bias)
     with torch.autocast(u.device.type, enabled=False):
         kernel = _cuda_kernel() if u.is_cuda and u.dtype is not torch.float64 else None
@@ -152,13 +149,15 @@ def _exported_loop(
     """The loop as an operator of the exported graph, which ONNX has as Scan."""
     from torch._higher_order_ops.scan import scan
 
-    def advance(state: torch.Tensor, now: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        x, step, b, c = now
+    def advance(carried: list[torch.Tensor], now: list[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+        (state, rate), (x, step, b, c) = carried, now
         step = step.unsqueeze(-1)
-        state = torch.exp(step * A) * state + (step * x.unsqueeze(-1)) * b.unsqueeze(1)
-        return state, (state * c.unsqueeze(1)).sum(-1)
+        state = torch.exp(step * rate) * state + (step * x.unsqueeze(-1)) * b.unsqueeze(1)
+        return [state, rate.clone()], (state * c.unsqueeze(1)).sum(-1)
 
-    _, outputs = scan(advance, torch.zeros_like(A), [x.permute(2, 0, 1) for x in (u, delta, B, C)])
+    # A is carried along: a tensor from outside of the step does not survive the conversion to ONNX
+    A = A.contiguous()
+    _, outputs = scan(advance, [torch.zeros_like(A), A], [x.permute(2, 0, 1) for x in (u, delta, B, C)])
     return outputs.permute(1, 2, 0)
 
 
@@ -186,12 +185,13 @@ class _Scan(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if torch.is_grad_enabled():  # only then: once_differentiable lets a constant `grad` pass, and loses its share
+            raise RuntimeError("selective_scan has no second derivative: call backward or grad without create_graph.")
         u, delta, A, B, C, starts = ctx.saved_tensors
         # B and C serve all channels: their gradients are sums over the blocks
         gradients = [*map(torch.empty_like, (u, delta, A)), *map(torch.zeros_like, (B, C))]
-        with one_thread():
+        with one_thread(), torch.autocast(grad.device.type, enabled=False):
             for images, channels in _blocks(A):
                 own = (images, channels)
                 _backward(

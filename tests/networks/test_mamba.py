@@ -66,7 +66,7 @@ def test_a_foreign_state_dict_loads_and_gives_the_formulas_output() -> None:
     block = Mamba(24)
     block.load_state_dict(state)
     tokens = torch.randn((1, 20, 24), generator=generator)
-    torch.testing.assert_close(block(tokens)[0].double(), formula(state, tokens[0]), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(block(tokens)[0].double(), formula(state, tokens[0]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.gpu
@@ -83,10 +83,10 @@ def test_initial_values() -> None:
     block = Mamba(256)
     torch.testing.assert_close(block.A_log.exp(), torch.arange(1.0, 17).expand(512, 16))
     assert bool((block.D == 1).all())
-    steps = torch.nn.functional.softplus(block.dt_proj.bias)
+    steps = torch.nn.functional.softplus(block.dt_proj.bias.detach())
     assert float(steps.min()) >= 0.00099 and float(steps.max()) <= 0.1001
     # log-uniform: the median is the geometric mean of the ends, 0.01
-    assert float(steps.detach().median()) == pytest.approx(0.01, rel=0.25)
+    assert float(steps.median()) == pytest.approx(0.01, rel=0.25)
     weight = block.dt_proj.weight.detach()
     assert float(weight.abs().max()) <= 0.25 and float(weight.std()) == pytest.approx(0.25 / math.sqrt(3), rel=0.05)
     assert [name for name, p in block.named_parameters() if getattr(p, "_no_weight_decay", False)] == ["A_log", "D"]
@@ -108,26 +108,20 @@ def test_every_parameter_learns() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_finite_under_autocast_and_scan_in_float32(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_autocast_changes_nothing(dtype: torch.dtype) -> None:
+    """Large features, whose gated product is beyond float16; forward and backward inside."""
     torch.manual_seed(0)
-    block, tokens = Mamba(16), 50 * torch.randn(2, 64, 16)
-    seen: list[torch.dtype] = []
-    from common.ops import selective_scan as module
-
-    original = module._recurrence
-
-    def watched(*inputs: torch.Tensor) -> torch.Tensor:
-        seen.extend(x.dtype for x in inputs)
-        return original(*inputs)
-
-    monkeypatch.setattr(module, "_recurrence", watched)
+    block, tokens = Mamba(16), 100 * torch.randn(2, 64, 16)
+    expected = block(tokens)
+    gradients = torch.autograd.grad(expected.square().mean(), list(block.parameters()))
     with torch.autocast("cpu", dtype=dtype):
         found = block(tokens)
-    found.float().square().mean().backward()
-    assert set(seen) == {torch.float32} and bool(found.isfinite().all())
-    assert all(bool(p.grad.isfinite().all()) for p in block.parameters() if p.grad is not None)
-    expected = block(tokens)
-    assert float((found.float() - expected).norm() / expected.norm()) < 0.05
+        lowered = torch.autograd.grad(found.square().mean(), list(block.parameters()))
+    assert bool(found.isfinite().all()) and float(expected.abs().max()) > 1e4
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-2)
+    for ours, exact in zip(lowered, gradients, strict=True):
+        assert float((ours - exact).norm() / exact.norm()) < 1e-4
+    assert block(tokens.to(dtype)).dtype is torch.float32
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (2, 3, 4)])
