@@ -109,18 +109,18 @@ def test_every_parameter_learns() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_changes_nothing(dtype: torch.dtype) -> None:
-    """Large features, whose gated product is beyond float16; forward and backward inside."""
+    """Large features, whose gated product is beyond float16."""
     torch.manual_seed(0)
     block, tokens = Mamba(16), 100 * torch.randn(2, 64, 16)
     expected = block(tokens)
     gradients = torch.autograd.grad(expected.square().mean(), list(block.parameters()))
     with torch.autocast("cpu", dtype=dtype):
         found = block(tokens)
-        lowered = torch.autograd.grad(found.square().mean(), list(block.parameters()))
-    assert bool(found.isfinite().all()) and float(expected.abs().max()) > 1e4
+    lowered = torch.autograd.grad(found.square().mean(), list(block.parameters()))
+    assert bool(found.isfinite().all()) and float(expected.detach().abs().max()) > 1e4
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-2)
     for ours, exact in zip(lowered, gradients, strict=True):
-        assert float((ours - exact).norm() / exact.norm()) < 1e-4
+        assert float((ours - exact).norm() / exact.norm()) < 1e-5
     assert block(tokens.to(dtype)).dtype is torch.float32
 
 
