@@ -1,1 +1,3 @@
-"""AffinityUMamba: the network, the method and its equations."""
+"""AffinityUMamba: the network of two decoders, and U-Mamba, on which it is built."""
+
+from __future__ import annotations
