@@ -213,15 +213,33 @@ def test_variants_train_and_infer(bundle: Any, name: str, variant: str, tmp_path
     if bundle.name != name:
         pytest.skip("another bundle's")
     folders = {"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")}
-    overrides = bundle.tiny("train", variant, **folders) | bundle.small_network
+    overrides = bundle.tiny("train", variant, **folders) | bundle.small("train", variant)
     bundle.run("training", "train", variant, **overrides, max_epochs=1)
     assert (tmp_path / "models" / "model.pt").is_file()
     if not any("#" in key for key in bundle.load(variant)):  # else it is about training alone
-        overrides = bundle.tiny("inference", variant, **folders) | bundle.small_network
+        overrides = bundle.tiny("inference", variant, **folders) | bundle.small("inference", variant)
         overrides |= {"overlap": 0.0} if "overlap" in bundle.load("inference") else {}  # saves minutes
         bundle.run("inferring", "inference", variant, **overrides)
         assert list((tmp_path / "eval").rglob("*_pred.nii.gz"))
     shutil.rmtree(tmp_path)
+
+
+def test_any_network_in_the_place_of_the_supervised_ones(bundle: Any, tmp_path: Path) -> None:
+    """Swin UNETR on the labels alone, and what annotation servers ask of it: another dropout."""
+    if bundle.name != "multicure":
+        pytest.skip("another bundle's")
+    names = ("train", "supervised", "swin_unetr")
+    folders = {"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")}
+    bundle.run("training", *names, **bundle.tiny(*names, **folders) | bundle.small(*names), max_epochs=1)
+    with bundle.imported():
+        parser = monai.bundle.ConfigParser(
+            monai.bundle.ConfigParser.load_config_files(bundle.files("inference", "swin_unetr"))
+        )
+        parser["network_def::dropout"] = 0.3
+        parser["network_def::feature_size"] = 12
+        network = parser.get_parsed_content("network_def")
+    network.load_state_dict(torch.load(tmp_path / "models" / "model.pt", weights_only=True))
+    assert 0.3 in {module.p for module in network.modules() if isinstance(module, torch.nn.Dropout)}
 
 
 @pytest.fixture(scope="session")
