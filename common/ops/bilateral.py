@@ -15,7 +15,7 @@ from .spread import local_variance
 from .threads import map_blocks
 from .windows import WindowBlock, runs_plain, shifted, window_blocks
 
-_ELEMENTS = 2**14  # of a block; on a CPU its buffers should stay in the cache
+_ELEMENTS = 2**15  # of a block; on a CPU its buffers should stay in the cache
 _EPSILON = 1e-6
 
 
@@ -82,7 +82,7 @@ class _Filter(torch.autograd.Function):
         def smooth(block: WindowBlock) -> None:
             images, maps = block.cut(image, torch.inf), block.cut(logits, 0.0)
             maps = torch.cat([maps, torch.ones_like(maps[:1])])  # filters the sum of weights along
-            rate, own = block.at(block.cut(rates, -1.0), centre), block.at(images, centre)
+            rate, own = block.at(block.cut(rates, -1.0), centre).unbind(), block.at(images, centre)
             sums = [maps.new_zeros((len(maps), block.length)) for _ in radii]
             for offset, first in _rings(radii, len(centre)):
                 distance = _distance(block.at(images, offset), own)
@@ -115,7 +115,7 @@ class _Filter(torch.autograd.Function):
             own, total = block.at(images, centre), flow.new_zeros((len(flow), block.length))
             for offset, first in _rings(radii, len(centre)):
                 # this voxel as the neighbour of the one at the offset
-                distance, theirs = _distance(block.at(images, offset), own), block.at(rate, offset)
+                distance, theirs = _distance(block.at(images, offset), own), block.at(rate, offset).unbind()
                 for k in range(first, len(radii)):
                     total.addcmul_((distance * theirs[k]).exp2_(), block.at(flows[k], offset))
             block.write(total, result)

@@ -11,7 +11,7 @@ from torch.nn import functional
 from .threads import map_blocks
 from .windows import WindowBlock, box_sum, runs_plain, shifted, window_blocks, window_offsets, window_sizes
 
-_ELEMENTS = 2**15  # of a block; on a CPU its buffers should stay in the cache
+_ELEMENTS = 2**16  # of a block; on a CPU its buffers should stay in the cache
 _SLACK, _FLOOR = 1e-6, 1e-6  # a tie with the mean, or with a mean of almost 0, is no matter of rounding
 
 
@@ -66,10 +66,10 @@ class _Gate(torch.autograd.Function):
         ctx.radius = radius
         value, reference, target = (_by_channel(tensor) for tensor in (features, guide, result))
         number = None if counts is None else _by_channel(counts)
-        centre = (0,) * (features.ndim - 2)
+        centre, sizes = (0,) * (features.ndim - 2), window_sizes(features.shape[2:], radius, features)
 
         def gate(block: WindowBlock) -> None:
-            inner = block.at(block.lay_out(_threshold(block, reference, radius), torch.inf), centre)
+            inner = block.at(block.lay_out(_threshold(block, reference, sizes), torch.inf), centre)
             guides, own = block.cut(reference, -torch.inf), block.cut(value, 0.0)
             total, count, selected = torch.zeros_like(inner), torch.zeros_like(inner), torch.empty_like(inner)
             for offset in (*window_offsets(radius, len(centre)), centre):
@@ -93,9 +93,10 @@ class _Gate(torch.autograd.Function):
         result = torch.empty_like(grad, memory_format=torch.contiguous_format)
         flow, reference, target = (_by_channel(tensor) for tensor in (grad, guide, result))
         number = None if counts is None else _by_channel(counts)
+        sizes = window_sizes(grad.shape[2:], radius, grad)
 
         def adjoint(block: WindowBlock) -> None:
-            thresholds = block.lay_out(_threshold(block, reference, radius), torch.inf)
+            thresholds = block.lay_out(_threshold(block, reference, sizes), torch.inf)
             own = block.at(block.cut(reference, -torch.inf), centre)
             shares = whole = block.cut(flow, 0.0)
             if number is not None:
@@ -116,12 +117,12 @@ def _by_channel(values: torch.Tensor) -> torch.Tensor:
     return values.reshape(-1, 1, *values.shape[2:])
 
 
-def _threshold(block: WindowBlock, guide: torch.Tensor, radius: int) -> torch.Tensor:
+def _threshold(block: WindowBlock, guide: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
     """What a neighbour must reach to be selected, of a block's planes and their margin: (1, planes, W[, D])."""
+    radius = block.radius
     inner, outer = block.reach(radius), block.reach(2 * radius)
     sums = box_sum(guide[block.image][:, outer], radius, len(block.shape))
-    means = sums[:, inner.start - outer.start : inner.stop - outer.start]
-    means = means / window_sizes(block.shape, radius, guide)[inner]
+    means = sums[:, inner.start - outer.start : inner.stop - outer.start] / sizes[inner]
     return means - _SLACK * means.abs().clamp_min(_FLOOR)
 
 
