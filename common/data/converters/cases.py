@@ -84,10 +84,8 @@ def find_parts(folder: Path, pattern: str, expected: str) -> dict[str, Parts]:
         if match is None or path.name.startswith(".") or not path.is_file():
             continue
         split = match.groupdict().get("split")
-        case, part = (
-            f"{split.lower()}_{match['case']}" if split else match["case"],
-            match["part"].lower().strip("_") or "image",
-        )
+        case = f"{split.lower()}_{match['case']}" if split else match["case"]
+        part = match["part"].lower().strip("_") or "image"
         parts = found.setdefault(case, {})
         if part in parts:
             what = f"a second {part} of {case}, beside {parts[part]}"

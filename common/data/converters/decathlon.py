@@ -70,28 +70,10 @@ def _convert(source: str, output: str, unlabelled: bool, wanted: Callable[[Path]
     folder = source_folder(source)
     content = read_json(folder / "dataset.json")
     labels = _labels(content, folder / "dataset.json")
-    # section that the records go to, of each list, and whether its entries must have a label
-    lists = [("training", "training", True), ("validation", "validation", True)]
-    lists += [("test", "training", False)] if unlabelled else []
-    entries = [
-        (section, image, label if labelled else None, labelled)
-        for key, section, labelled in lists
-        for image, label in (_paths(entry, folder) for entry in _entries(content, key, folder))
-        if wanted(image)
-    ]
-    if not any(section == "training" for section, *_ in entries):
-        raise fault(folder / "dataset.json", "its list `training` is empty", "give the folder of a complete task")
-    faults = [
-        Fault(str(path), "is missing", "unpack the whole archive again")
-        for _, image, label, labelled in entries
-        for path in ([image, label] if labelled else [image])
-        if path is None or not path.is_file()
-    ]
-    if faults:
-        raise DataError(faults, str(folder))
+    entries = _sections(content, folder, unlabelled, wanted)
     with new_folder(Path(str(output))) as target:
         sections: dict[str, list[dict[str, Any]]] = {"training": [], "validation": []}
-        for section, image, label, _ in entries:
+        for section, image, label in entries:
             record = {"image": f"images/{image.name}", "group": stem(image)}
             place(image, target / record["image"], link=True)
             if label is not None:
@@ -103,6 +85,35 @@ def _convert(source: str, output: str, unlabelled: bool, wanted: Callable[[Path]
             listing["channel_names"] = content["modality"]
         write_json(listing, target / "dataset.json")
     return Path(str(output))
+
+
+def _sections(
+    content: dict[str, Any], folder: Path, unlabelled: bool, wanted: Callable[[Path], bool]
+) -> list[tuple[str, Path, Path | None]]:
+    """Section, image and label of every record; all files that are missing are told at once."""
+    entries: list[tuple[str, Path, Path | None]] = []
+    faults: list[Fault] = []
+    for key in ("training", "validation", "test"):
+        for image, label in (_paths(entry, folder) for entry in _entries(content, key, folder)):
+            if not wanted(image):
+                continue
+            if key == "training" and label is None:
+                faults.append(Fault(str(image), "has no label in `training`", "give the JSON of a decathlon task"))
+            if key != "test" and label is not None:
+                entries.append((key, image, label))
+            elif unlabelled:
+                entries.append(("training", image, None))
+    faults += [
+        Fault(str(path), "is missing", "unpack the whole archive again")
+        for _, *paths in entries
+        for path in paths
+        if path is not None and not path.is_file()
+    ]
+    if faults:
+        raise DataError(faults, str(folder))
+    if not any(section == "training" for section, *_ in entries):
+        raise fault(folder / "dataset.json", "its list `training` is empty", "give the folder of a complete task")
+    return entries
 
 
 def _labels(content: dict[str, Any], path: Path) -> dict[str, str]:

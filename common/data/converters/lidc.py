@@ -30,8 +30,6 @@ def convert_lidc(source: str, output: str, test_list: str | None = None) -> Path
     """
     path = find_pickle(source)
     if path is None:
-        raise fault(
-            source, "is no .pkl or .pickle file, nor a folder with one", "unzip the download, and give its pickle"
-        )
+        raise fault(source, "is no .pkl or .pickle file, nor a folder with one", "unzip the download, give its pickle")
     cases = crop_cases(path, 1, lambda series: series.split("_")[0])
     return write_cases(output, "LIDC-IDRI crops (lung nodules, CT)", LABELS, cases, ["CT"], test_list)

@@ -50,9 +50,8 @@ def convert_qubiq(
     files = find_parts(folder, pattern, "case01/image.nii.gz")
     tasks = sorted({int(part[4:].split("_")[0]) for parts in files.values() for part in parts if part != "image"})
     if int(task) not in tasks:
-        raise fault(
-            "--task", f"{task} is in no case", f"use one of {', '.join(map(str, tasks)) or 'a folder of masks'}"
-        )
+        known = f"use {', '.join(map(str, tasks))}" if tasks else "give a folder with masks (task01_seg01.nii.gz)"
+        raise fault("--task", f"{task} is in no case", known)
     files = drop_unlabelled(files, lambda parts: bool(_masks(parts, int(task))), folder, unlabelled)
     require_parts(files, ["image"], folder)
     channel_axis, channels = _channels(next(parts for parts in files.values() if _masks(parts, int(task))), int(task))
@@ -106,8 +105,9 @@ def arrange(voxels: np.ndarray, affine: np.ndarray, channel_axis: int | None = N
     flat = np.squeeze(voxels)
     stack = flat[None] if channel_axis is None else np.moveaxis(flat, channel_axis, 0)
     volume = stack.reshape((*stack.shape, 1, 1)[:4])
-    columns = (kept + [axis for axis in range(3) if axis not in kept and axis != channel] + [channel])[:3]
-    if any(axis is None or axis > 2 for axis in columns):
+    dropped = [axis for axis in range(3) if axis not in kept and axis != channel]
+    columns = [*kept, *dropped, *([] if channel is None else [channel])][:3]
+    if max(columns) > 2:
         return volume, np.eye(4)
     turned = affine.copy()
     turned[:3, :3] = affine[:3, columns]

@@ -1,8 +1,8 @@
 """RIGA (fundus photographs): optic disc and cup, outlined by six ophthalmologists.
 
 The masks are not published, but photographs on which each rater's outlines are drawn. The outlines are where such a
-photograph differs from the unmarked one; the regions that they enclose become the label. A pixel of a stroke goes to the
-nearest region, so a boundary runs in the middle of its stroke.
+photograph differs from the unmarked one; the regions that they enclose become the label. A pixel of a stroke goes to
+the nearest region, so a boundary runs in the middle of its stroke.
 """
 
 from __future__ import annotations
