@@ -49,6 +49,8 @@ class Case(NamedTuple):
 
 
 class Measured(NamedTuple):
+    """What one formulation took."""
+
     seconds: float
     bytes: float
 
@@ -132,7 +134,8 @@ def _cases(channels: int, classes: int, device: torch.device) -> dict[str, Case]
         return probabilities, probabilities.argmax(1, keepdim=True), labels
 
     def affinity(*inputs: torch.Tensor) -> torch.Tensor:
-        found = local_affinity(*inputs)
+        vectors, predicted, label = inputs
+        found = local_affinity(vectors, predicted, label)
         return torch.cat([found.positive, found.negative], dim=1)
 
     return {
