@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import itertools
 import math
 import subprocess
 import sys
@@ -137,11 +137,11 @@ def test_finite_under_autocast_and_scan_in_float32(dtype: torch.dtype, monkeypat
 def test_over_voxels_in_memory_order(shape: tuple[int, ...], residual: bool) -> None:
     torch.manual_seed(0)
     layer, feature = SpatialMamba(8, residual), torch.randn(2, 8, *shape)
-    places = list(torch.cartesian_prod(*map(torch.arange, shape)).tolist())
-    tokens = torch.stack([feature[(slice(None), slice(None), *place)] for place in places], 1)
+    places = list(itertools.product(*map(range, shape)))
+    indices: list[Any] = [(slice(None), slice(None), *place) for place in places]
+    tokens = torch.stack([feature[index] for index in indices], 1)
     mixed, found = layer.mamba(layer.norm(tokens)), layer(feature)
-    for index, place in enumerate(places):
-        here: Any = (slice(None), slice(None), *place)
+    for index, here in enumerate(indices):
         torch.testing.assert_close(found[here], mixed[:, index] + (feature[here] if residual else 0))
 
 
@@ -159,11 +159,11 @@ def test_torchscript_serves_any_size(how: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dynamo", [True, False])
-def test_onnx_serves_any_size(dynamo: bool) -> None:
+def test_onnx_serves_any_size(dynamo: bool, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
     layer = SpatialMamba(8).eval()
-    image, other, file = torch.randn(2, 8, 4, 4, 3), torch.randn(3, 8, 3, 6, 5), io.BytesIO()
+    image, other, file = torch.randn(2, 8, 4, 4, 3), torch.randn(3, 8, 3, 6, 5), tmp_path / "layer.onnx"
     axes: dict[str, Any] = {"dynamic_axes": {"x": dict(enumerate(["b", "c", "h", "w", "d"]))}}
     if dynamo:
         auto = torch.export.Dim.AUTO
@@ -173,7 +173,7 @@ def test_onnx_serves_any_size(dynamo: bool) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(layer, (image,), file, input_names=["x"], dynamo=dynamo, **axes)
-    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     for x in (image, other):
         (found,) = session.run(None, {"x": x.numpy()})
         torch.testing.assert_close(torch.from_numpy(found), layer(x).detach(), rtol=1e-3, atol=1e-4)
