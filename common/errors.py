@@ -19,9 +19,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from .files import RESUME_FILE
+
 TRACEBACK = "IMPERFECT_LABELS_TRACEBACK"
 INTERRUPTED = 130  # exit code of programs that Ctrl-C ended
-RESUME_FILE = "last.ckpt"
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+RESUME_FILE = "last.ckpt"  # MONAI Label offers every *.pt as weights, the one with the shortest name first
 UNFINISHED = ".writing-"  # how the names of files begin that are not complete yet
 
 

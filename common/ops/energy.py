@@ -89,7 +89,7 @@ class _Energy(torch.autograd.Function):
             return _filter(probabilities[part], features[part], own, radius, sigma_position, gradient[part])
 
         total = probabilities.new_zeros((), dtype=torch.float64)
-        for value in map_blocks(energy, image_parts(probabilities)):
+        for value in map_blocks(energy, image_parts(probabilities), probabilities.device):
             total += value
         ctx.save_for_backward(gradient)
         return total.to(probabilities.dtype)

@@ -127,7 +127,7 @@ class _AttentiveSimilarity(torch.autograd.Function):
             return value, *by_whole
 
         total, *sums = probabilities.new_zeros(()), *(torch.zeros_like(tensor) for tensor in whole)
-        for value, *by_whole in map_blocks(loss, image_parts(queries)):
+        for value, *by_whole in map_blocks(loss, image_parts(queries), queries.device):
             total += value
             for gradient, share in zip(sums, by_whole, strict=True):
                 gradient += share

@@ -78,7 +78,9 @@ def one_thread() -> Iterator[int]:
                 torch.set_num_threads(before)
 
 
-def map_blocks(work: Callable[[Item], Result], blocks: Sequence[Item]) -> list[Result]:
+def map_blocks(
+    work: Callable[[Item], Result], blocks: Sequence[Item], device: torch.device | None = None
+) -> list[Result]:
     """``work`` of each block, divided among as many threads as PyTorch uses, each block on one thread.
 
     No gradients are recorded and autocast is off inside: it is for the forward and backward of an
@@ -88,6 +90,7 @@ def map_blocks(work: Callable[[Item], Result], blocks: Sequence[Item]) -> list[R
     Args:
         work: done to each block; the first exception is raised again here.
         blocks: as even as possible; a few for each thread balance a machine that others use too.
+        device: where the tensors are; on a GPU the blocks run in turn, in the caller's stream.
 
     Returns:
         the results, in the order of the blocks.
@@ -97,7 +100,7 @@ def map_blocks(work: Callable[[Item], Result], blocks: Sequence[Item]) -> list[R
         [1.0, 5.0, 9.0]
     """
     with one_thread() as threads, torch.no_grad():
-        workers = min(threads, len(blocks))
+        workers = min(threads, len(blocks)) if device is None or device.type == "cpu" else 1
         if workers < 2:
             return [work(block) for block in blocks]
         inference = torch.is_inference_mode_enabled()  # a thread of its own would not know

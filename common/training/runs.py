@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from ..files import UNFINISHED
+from ..files import RESUME_FILE, UNFINISHED
 
-RESUME_FILE = "last.ckpt"  # MONAI Label offers every *.pt as weights, the one with the shortest name first
 FINAL_FILE = "model_final.pt"
 LOGS = ("events.out.tfevents.*", "history.csv")
 RESULTS = ("metrics.csv", "audit.csv")  # what an evaluation and an audit leave in their folders

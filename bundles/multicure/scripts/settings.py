@@ -16,6 +16,7 @@ METHOD = (
     Setting("unlabelled", "number", "lambda_u, weight of the losses on unlabelled images", least=0),
     Setting("ramp_length", "number", "share of the training over which lambda_u rises; 0: constant", least=0, most=1),
     Setting("regularisation", "number", "lambda_reg, weight of the XOR regularisation", least=0),
+    Setting("regularise", "word", "networks that learn from that", choices=("auxiliary", "both")),
     Setting("contrastive", "number", "lambda_c at the end of the training", least=0),
     Setting("schedule", "word", "of lambda_c; decay: as printed", choices=("rise", "decay")),
     Setting("separation", "number", "weight of the prototypes' separation", least=0),

@@ -12,7 +12,7 @@ import pytest
 
 from common.data import make_phantom
 from common.data.contract.faults import DataError
-from common.evaluation.metrics import CSV_COLUMNS
+from common.evaluation.metrics import csv_columns
 from common.evaluation.study import __main__ as command_line
 from common.evaluation.study.recipe import Row, Run, Study
 from common.evaluation.study.runner import Runner
@@ -53,8 +53,9 @@ class Quick(Runner):
         return ["-c", TRAINING.format(models=models, fails=run.row.name == "broken"), "run", "training"]
 
     def _evaluate(self, run: Run) -> list[str]:
-        line = dict.fromkeys(CSV_COLUMNS, "0") | {"case": "a", "structure": "x", "dice": "0.5", "unit": "mm"}
-        table = ",".join(CSV_COLUMNS) + "\n" + ",".join(line[name] for name in CSV_COLUMNS) + "\n"
+        columns = csv_columns()
+        line = dict.fromkeys(columns, "0") | {"case": "a", "structure": "x", "dice": "0.5", "unit": "mm"}
+        table = ",".join(columns) + "\n" + ",".join(line[name] for name in columns) + "\n"
         folder = str(self.results(run).parent)
         return ["-c", EVALUATION.format(folder=folder, table=table), "run", "evaluating"]
 
