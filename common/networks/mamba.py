@@ -58,6 +58,7 @@ class Mamba(nn.Module):
         self.dt_proj.bias.data.copy_(steps + torch.log(-torch.expm1(-steps)))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What the block makes of tokens (B, L, d_model): the same shape."""
         x, z = self.in_proj(tokens).transpose(1, 2).chunk(2, dim=1)  # (B, inner, L)
         x = functional.silu(self.conv1d(x)[:, :, : tokens.shape[1]])  # cut: a token sees none that comes after it
         low_rank, B, C = self.x_proj(x.transpose(1, 2)).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
@@ -103,6 +104,7 @@ class SpatialMamba(nn.Module):
         self.mamba = Mamba(channels)
 
     def forward(self, feature: torch.Tensor) -> torch.Tensor:
+        """The feature (B, channels, *S) mixed over its voxels."""
         tokens = self.mamba(self.norm(feature.flatten(2).transpose(1, 2)))
         mixed = tokens.transpose(1, 2).reshape(feature.shape)
         return feature + mixed if self.residual else mixed

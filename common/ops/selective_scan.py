@@ -151,13 +151,15 @@ def _exported_loop(
     """The loop as an operator of the exported graph, which ONNX has as Scan."""
     from torch._higher_order_ops.scan import scan
 
-    def advance(state: torch.Tensor, now: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        x, step, b, c = now
+    def advance(carry: list[torch.Tensor], now: list[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+        (state, rate), (x, step, b, c) = carry, now
         step = step.unsqueeze(-1)
-        state = torch.exp(step * A) * state + (step * x.unsqueeze(-1)) * b.unsqueeze(1)
-        return state, (state * c.unsqueeze(1)).sum(-1)
+        state = torch.exp(step * rate) * state + (step * x.unsqueeze(-1)) * b.unsqueeze(1)
+        return [state, rate.clone()], (state * c.unsqueeze(1)).sum(-1)
 
-    _, outputs = scan(advance, torch.zeros_like(A), [x.permute(2, 0, 1) for x in (u, delta, B, C)])
+    # A is carried along: one that the body took from outside would bring its symbolic size, which ONNX refuses
+    rates = A.contiguous()
+    _, outputs = scan(advance, [torch.zeros_like(rates), rates], [x.permute(2, 0, 1) for x in (u, delta, B, C)])
     return outputs.permute(1, 2, 0)
 
 
