@@ -49,8 +49,6 @@ class Case(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What one formulation took."""
-
     seconds: float
     bytes: float
 
@@ -133,9 +131,8 @@ def _cases(channels: int, classes: int, device: torch.device) -> dict[str, Case]
         probabilities, labels = labelled(channels, size)
         return probabilities, probabilities.argmax(1, keepdim=True), labels
 
-    def affinity(*inputs: torch.Tensor) -> torch.Tensor:
-        vectors, predicted, label = inputs
-        found = local_affinity(vectors, predicted, label)
+    def affinity(probabilities: torch.Tensor, predicted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        found = local_affinity(probabilities, predicted, labels)
         return torch.cat([found.positive, found.negative], dim=1)
 
     return {
