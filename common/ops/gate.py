@@ -44,7 +44,7 @@ def affinity_gate(
         >>> affinity_gate(torch.tensor([[[[1.0, 3.0, 8.0]]]]), torch.tensor([[[[0.0, 0.0, 3.0]]]])).tolist()
         [[[[3.0, 11.0, 16.0]]]]
     """
-    if features.shape != guide.shape:
+    if not torch.jit.is_tracing() and features.shape != guide.shape:
         raise ValueError(f"features {list(features.shape)} and guide {list(guide.shape)} must have one shape.")
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
     if torch.jit.is_scripting():
