@@ -80,7 +80,7 @@ class UMamba(nn.Module):
         stages = [len(filters) - 1] if mamba_stages is None else mamba_stages
         self.encoder = Encoder(plan, in_channels, stages, switch(mamba_residual, "mamba_residual"), dropout)
         self.decoder = Decoder(plan, out_channels, (), True, dropout)
-        _settle(self, spatial_dims)
+        _initialise(self)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Logits (B, out_channels, *S) of an image (B, in_channels, *S)."""
@@ -153,7 +153,7 @@ class AffinityUMamba(nn.Module):
         self.encoder = Encoder(plan, in_channels, (), residual, dropout)
         self.cnn = Decoder(plan, out_channels, (), residual, dropout)
         self.am = Decoder(plan, out_channels, levels, residual, dropout, self.iae, self.iae_normalise)
-        _settle(self, spatial_dims)
+        _initialise(self)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """The AM decoder's logits (B, out_channels, *S) of an image (B, in_channels, *S)."""
@@ -347,11 +347,12 @@ class ResidualBlock(nn.Module):
             convolution(channels, channels, kernel, 1, padding),
             Norm[Norm.INSTANCE, dims](channels, affine=True),
         )
+        self.activation = nn.LeakyReLU(SLOPE, inplace=True)
         self.shortcut = convolution(in_channels, channels, 1, stride) if first else nn.Identity()
 
     def forward(self, feature: torch.Tensor) -> torch.Tensor:
         """The feature with ``channels`` channels, its sizes divided by the stride."""
-        return functional.leaky_relu(self.body(feature) + self.shortcut(feature), SLOPE)
+        return self.activation(self.body(feature) + self.shortcut(feature))
 
 
 def check_size(image: torch.Tensor, steps: list[int], training: bool) -> None:
@@ -409,12 +410,10 @@ def _mambas(channels: Sequence[int], residual: bool) -> nn.ModuleList:
     return nn.ModuleList(SpatialMamba(number, residual) if number else nn.Identity() for number in channels)
 
 
-def _settle(network: nn.Module, spatial_dims: int) -> None:
-    """He initialisation of the convolutions (Mamba keeps its own), weights in channels-last order."""
+def _initialise(network: nn.Module) -> None:
+    """He initialisation of the convolutions; Mamba keeps its own."""
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d)):
             nn.init.kaiming_normal_(module.weight, a=SLOPE)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    layout = torch.channels_last_3d if spatial_dims == 3 else torch.channels_last
-    network.to(memory_format=layout)  # type: ignore[call-overload]

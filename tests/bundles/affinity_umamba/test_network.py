@@ -214,15 +214,16 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
 
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("kind", [AffinityUMamba, UMamba])
-def test_trace_serves_any_size(kind: type[nn.Module], dims: int) -> None:
+@pytest.mark.parametrize("how", ["script", "trace"])
+def test_torchscript_serves_any_size(how: str, kind: type[nn.Module], dims: int) -> None:
     torch.manual_seed(0)
     network = kind(spatial_dims=dims, **SMALL).eval()
     x, other = image(dims), torch.rand(2, 1, *(12, 8, 16)[:dims])
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        traced = torch.jit.trace(network, x)
-        torch.testing.assert_close(traced(x), network(x), rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(traced(other), network(other), rtol=1e-3, atol=1e-4)
+        exported = torch.jit.script(network) if how == "script" else torch.jit.trace(network, x)
+        torch.testing.assert_close(exported(x), network(x), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(exported(other), network(other), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
