@@ -29,13 +29,14 @@ def convert_flare2021(source: str, output: str, unlabelled: bool = False, test_l
     """
     folder = source_folder(source)
     pattern = r"(?P<case>[a-z]+_\d{3,})(?P<part>_0000|)\.nii(?:\.gz)?"
-    files = find_parts(folder, pattern, "TrainingImg/train_000_0000.nii.gz")
-    # without a suffix it is the mask, the image has a channel number
-    files = drop_unlabelled(files, "image", folder, unlabelled)
-    require_parts(files, ["0000"], folder)
+    found = find_parts(folder, pattern, "TrainingImg/train_000_0000.nii.gz")
+    names = {"0000": "image", "image": "mask"}  # a name without a channel number is a mask's
+    files = {case: {names[part]: path for part, path in parts.items()} for case, parts in found.items()}
+    files = drop_unlabelled(files, "mask", folder, unlabelled)
+    require_parts(files, ["image"], folder)
     values = {value: value for value in range(1, len(LABELS))}
     cases = [
-        Case(name, [case["0000"]], partial(read_label, case["image"], values) if "image" in case else None)
+        Case(name, [case["image"]], partial(read_label, case["mask"], values) if "mask" in case else None)
         for name, case in files.items()
     ]
     return write_cases(output, "FLARE 2021 (abdominal organs, CT)", LABELS, cases, ["CT"], test_list)

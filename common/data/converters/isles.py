@@ -78,5 +78,6 @@ def read_on_grid(path: Path, grid: Path) -> Volume:
     """
     target = read_volume(grid)[1]
     header: Header = read_volume(path)[1]
-    image = resample_from_to(header.image, (target.shape, target.affine), order=1)
+    # grid-constant: a place that misses the last voxel's centre by a rounding error alone is not outside
+    image = resample_from_to(header.image, (target.shape, target.affine), order=1, mode="grid-constant")
     return Volume(np.asarray(image.dataobj, dtype=np.float32), target.affine, path)
