@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from ..contract.faults import DataError, Fault
-from ..contract.output import fault, new_folder, place, write_json
+from ..contract.output import fault
 from ..contract.records import normalise_labels
-from .base import data_list, read_json, source_folder, stem
+from .base import Case, Source, converter, read_json, stem
 
 
-def convert_decathlon(source: str, output: str, unlabelled: bool = False) -> Path:
+@converter("decathlon", "a task of the Medical Segmentation Decathlon")
+def convert_decathlon(source: Path, unlabelled: bool = False) -> Source:
     """Convert a task of the Medical Segmentation Decathlon; images are hard-linked where possible, else copied.
 
     Images with several modalities stay 4D files; the JSON declares their channels (``channel_names``). The decathlon
@@ -19,23 +20,21 @@ def convert_decathlon(source: str, output: str, unlabelled: bool = False) -> Pat
 
     Args:
         source: folder of the task, which holds ``dataset.json``.
-        output: folder to write; nothing there is overwritten.
         unlabelled: add the test images to ``training`` without labels.
 
     Returns:
-        the folder written.
+        name, labels and cases.
 
     Raises:
         DataError: when ``dataset.json`` or files that it names are missing or of another form.
     """
-    folder = source_folder(source)
-    content = read_json(folder / "dataset.json")
-    labels = _labels(content, folder / "dataset.json")
-    entries = [(_paths(entry, folder), True) for entry in _entries(content, "training", folder)]
+    content = read_json(source / "dataset.json")
+    labels = _labels(content, source / "dataset.json")
+    entries = [(_paths(entry, source), True) for entry in _entries(content, "training", source)]
     if unlabelled:
-        entries += [(_paths(entry, folder), False) for entry in _entries(content, "test", folder)]
+        entries += [(_paths(entry, source), False) for entry in _entries(content, "test", source)]
     if not entries:
-        raise fault(folder / "dataset.json", "its list `training` is empty", "give the folder of a complete task")
+        raise fault(source / "dataset.json", "its list `training` is empty", "give the folder of a complete task")
     faults = [
         Fault(str(path), "is missing", "unpack the whole archive again")
         for (image, label), labelled in entries
@@ -43,21 +42,11 @@ def convert_decathlon(source: str, output: str, unlabelled: bool = False) -> Pat
         if path is None or not path.is_file()
     ]
     if faults:
-        raise DataError(faults, str(folder))
-    with new_folder(Path(str(output))) as target:
-        records = []
-        for (image, label), _ in entries:
-            record = {"image": f"images/{image.name}", "group": stem(image)}
-            place(image, target / record["image"], link=True)
-            if label is not None:
-                record["label"] = f"labels/{label.name}"
-                place(label, target / record["label"])
-            records.append(record)
-        listing = data_list(str(content.get("name", folder.name)), labels, {"training": records})
-        if isinstance(content.get("modality"), dict):
-            listing["channel_names"] = content["modality"]
-        write_json(listing, target / "dataset.json")
-    return Path(str(output))
+        raise DataError(faults, str(source))
+    cases = [Case(stem(image), image, label) for (image, label), _ in entries]
+    modality = content.get("modality")
+    extra = {"channel_names": modality} if isinstance(modality, dict) else {}
+    return Source(str(content.get("name", source.name)), labels, cases, extra)
 
 
 def _labels(content: dict[str, Any], path: Path) -> dict[str, str]:
