@@ -62,7 +62,7 @@ def placed(folder: Path, record: dict[str, Any], affine: np.ndarray, atol: float
     """Every channel and the label lie where the download has them, and each channel's bright voxel too."""
     for name in [record["image"]] if isinstance(record["image"], str) else record["image"]:
         voxels, stored = load(folder / name)
-        assert np.unravel_index(int(np.argmax(voxels)), voxels.shape) == BRIGHT
+        assert tuple(map(int, np.unravel_index(int(np.argmax(voxels)), voxels.shape))) == BRIGHT
         np.testing.assert_allclose(stored, affine, atol=atol)
     np.testing.assert_allclose(load(folder / record["label"])[1], affine, atol=atol)
 
@@ -262,12 +262,11 @@ def test_iseg2017_refuses(tmp_path: Path) -> None:
 # PROMISE12
 
 
-def metaimage(
-    path: Path, volume: np.ndarray, affine: np.ndarray = AFFINE, compressed: bool = False, **keys: str
-) -> None:
+def metaimage(path: Path, volume: np.ndarray, compressed: bool = False, keys: dict[str, str] | None = None) -> None:
     """A MetaImage of which positions are left-posterior-superior, with its voxels beside the header."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    to_lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
+    keys = keys or {}
+    to_lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ AFFINE
     spacing = np.linalg.norm(to_lps[:3, :3], axis=0)
     data = volume.tobytes(order="F")
     header = {
@@ -325,7 +324,7 @@ def test_mhd_types_and_byte_orders(tmp_path: Path, dtype: str, compressed: bool)
 def test_mhd_rows_of_the_matrix_are_axes(tmp_path: Path) -> None:
     """A turn by 90 degrees by hand: the second voxel of the first axis lies 2 mm further to anterior."""
     turned = {"TransformMatrix": "0 -1 0 1 0 0 0 0 1", "Offset": "5 6 7", "ElementSpacing": "2 3 4"}
-    metaimage(tmp_path / "a.mhd", picture(0), **turned)
+    metaimage(tmp_path / "a.mhd", picture(0), keys=turned)
     affine = read_mhd(tmp_path / "a.mhd").affine
     np.testing.assert_allclose(affine @ [0, 0, 0, 1], [-5, -6, 7, 1])
     np.testing.assert_allclose(affine @ [1, 0, 0, 1], [-5, -4, 7, 1])  # LPS (0, -1, 0) is towards anterior
@@ -334,10 +333,10 @@ def test_mhd_rows_of_the_matrix_are_axes(tmp_path: Path) -> None:
 
 def test_mha_and_a_raw_file_with_a_header(tmp_path: Path) -> None:
     volume = picture(1)
-    metaimage(tmp_path / "a.mha", volume, ElementDataFile="LOCAL")
+    metaimage(tmp_path / "a.mha", volume, keys={"ElementDataFile": "LOCAL"})
     (tmp_path / "a.mha").write_bytes((tmp_path / "a.mha").read_bytes() + volume.tobytes(order="F"))
     np.testing.assert_array_equal(read_mhd(tmp_path / "a.mha").voxels, volume)
-    metaimage(tmp_path / "b.mhd", volume, HeaderSize="3")
+    metaimage(tmp_path / "b.mhd", volume, keys={"HeaderSize": "3"})
     (tmp_path / "b.raw").write_bytes(b"abc" + volume.tobytes(order="F"))
     np.testing.assert_array_equal(read_mhd(tmp_path / "b.mhd").voxels, volume)
 
@@ -360,7 +359,7 @@ def test_mha_and_a_raw_file_with_a_header(tmp_path: Path) -> None:
     ],
 )
 def test_mhd_refuses(tmp_path: Path, keys: dict[str, str], message: str) -> None:
-    metaimage(tmp_path / "a.mhd", picture(0), **keys)
+    metaimage(tmp_path / "a.mhd", picture(0), keys=keys)
     with pytest.raises(DataError, match=message):
         read_mhd(tmp_path / "a.mhd")
 

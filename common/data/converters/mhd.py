@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..contract.output import fault
-from .base import LPS_TO_RAS
-from .cases import Volume
+from .base import LPS_TO_RAS, Volume
 
 # NumPy type, without byte order, of each element type
 _TYPES = {
