@@ -128,6 +128,8 @@ def test_brats2020_refuses(tmp_path: Path) -> None:
     mask = case / "BraTS20_Training_001_seg.nii"
     save(mask, blocks(1, 2, 3), AFFINE)
     fails(convert_brats2020, root, r"001_seg.nii: holds the values \[3\], known are 0, 1, 2, 4")
+    save(mask, blocks(1) + 0.5, AFFINE)
+    fails(convert_brats2020, root, "001_seg.nii: has label values that are not whole numbers")
     save(mask, blocks(1)[:-1], AFFINE)
     fails(convert_brats2020, root, "001_seg.nii: has shape 23 x 24 x 8, its image .* has 24 x 24 x 8")
     save(mask, blocks(1), np.eye(4))
@@ -490,6 +492,16 @@ def test_amos22_options(tmp_path: Path) -> None:
     content = listing(convert_amos22(str(root), str(tmp_path / "out"), "ct", unlabelled=True))
     assert [record["group"] for record in content["training"] if "label" not in record] == ["amos_0002"]
     fails(convert_amos22, root, "'pet' is unknown", modality="pet")
+    listed = json.loads((root / "dataset.json").read_text())
+    fewer = [{"image": entry["image"]} for entry in listed["training"]]
+    (root / "dataset.json").write_text(json.dumps({**listed, "training": fewer}))
+    fails(convert_amos22, root, r"3 faults(.|\n)*amos_0001.nii.gz: has no label in `training`")
+    # validation entries without labels are taken as test entries are
+    fewer = [{"image": entry["image"]} for entry in listed["validation"]]
+    (root / "dataset.json").write_text(json.dumps({**listed, "validation": fewer}))
+    content = listing(convert_amos22(str(root), str(tmp_path / "fewer"), unlabelled=True))
+    assert "validation" not in content and len(content["training"]) == 6
+    (root / "dataset.json").write_text(json.dumps(listed))
     (root / "labelsVa" / "amos_0008.nii.gz").unlink()
     fails(convert_amos22, root, "labelsVa/amos_0008.nii.gz: is missing")
 

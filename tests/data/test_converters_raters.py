@@ -345,35 +345,44 @@ def circle(centre: tuple[float, float], radius: float) -> np.ndarray:
     return np.asarray(np.hypot(rows - centre[0], columns - centre[1]) - radius)
 
 
-def riga(root: Path, touching: bool = False) -> dict[str, np.ndarray]:
+def riga(root: Path, touching: bool = False, ending: str = "png") -> dict[str, np.ndarray]:
     """Three photographs of two folders, each outlined six times; returns the true labels by the marked file's name."""
     truth = {}
-    for number, part in enumerate(("BinRushed/BinRushed1", "BinRushed/BinRushed2", "Magrabia/MagrabiaMale"), 1):
+    for part in ("BinRushed/BinRushed1", "BinRushed/BinRushed2", "Magrabia/MagrabiaMale"):
         folder = root / part
         folder.mkdir(parents=True)
-        photograph = noise((*FUNDUS, 3), number) // 4 + 60
-        Image.fromarray(photograph).save(folder / "image1prime.png")
+        photograph = fundus(part)
+        Image.fromarray(photograph).save(folder / f"image1prime.{ending}", quality=90)
         for rater in range(1, 7):
             disc = circle((80, 85), 50 + rater)
-            cup = circle((80 + 25 * touching, 85), 25 + rater) if touching else circle((86, 80), 20 + rater)
+            cup = circle((105, 85), 25 + rater) if touching else circle((86, 80), 20 + rater)
             marked = photograph.copy()
             marked[(np.abs(disc) < 1.5) | (np.abs(cup) < 1.5)] = 0
-            Image.fromarray(marked).save(folder / f"image1-{rater}.png")
+            Image.fromarray(marked).save(folder / f"image1-{rater}.{ending}", quality=90)
             truth[f"{part.replace('/', '_')}_image1_rater{rater}"] = np.where(cup < 0, 2, np.where(disc < 0, 1, 0))
     return truth
 
 
-@pytest.mark.parametrize("touching", [False, True])
-def test_riga(tmp_path: Path, touching: bool) -> None:
-    truth = riga(tmp_path / "in", touching)
+def fundus(name: str) -> np.ndarray:
+    """A bright disc on a red ground, with some noise."""
+    glow = np.clip(1 - circle((80, 85), 40) / 60, 0, 1)[..., None] * [60, 90, 60] + [120, 60, 40]
+    return np.asarray(
+        np.clip(glow + np.random.default_rng(len(name)).normal(0, 3, (*FUNDUS, 3)), 0, 255), dtype=np.uint8
+    )
+
+
+@pytest.mark.parametrize(("touching", "ending"), [(False, "png"), (True, "png"), (False, "jpg"), (True, "jpg")])
+def test_riga(tmp_path: Path, touching: bool, ending: str) -> None:
+    truth = riga(tmp_path / "in", touching, ending)
     output = convert_riga(str(tmp_path / "in"), str(tmp_path / "out"))
     content = listing(output)
     assert content["labels"] == {"0": "background", "1": "optic disc", "2": "optic cup"}
     assert content["training"][0]["group"] == "BinRushed_BinRushed1_image1"
-    for number, record in enumerate(content["training"], 1):
+    image = Image.open(tmp_path / "in" / "BinRushed" / "BinRushed1" / f"image1prime.{ending}")
+    for channel, name in enumerate(content["training"][0]["image"]):
+        np.testing.assert_array_equal(load(output / name)[0][..., 0], np.asarray(image)[..., channel])
+    for record in content["training"]:
         assert len(record["labels"]) == 6 and len(record["image"]) == 3
-        expected = noise((*FUNDUS, 3), number)[..., 1] // 4 + 60
-        np.testing.assert_array_equal(load(output / record["image"][1])[0][..., 0], expected)
         for name in record["labels"]:
             label = load(output / name)[0][..., 0]
             true = truth[Path(name).name.removesuffix(".nii.gz")]

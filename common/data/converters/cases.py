@@ -13,15 +13,15 @@ import numpy as np
 
 from ..contract.faults import DataError, Fault
 from ..contract.output import fault
-from ..contract.volumes import Header, compare_geometry, read_header
+from ..contract.volumes import Header, compare_geometry, count_values, read_header
 from .base import Case, Source, Volume, held_out_names, read_volume
 
 logger = logging.getLogger(__name__)
 
 #: parts of a case by name; each is one file
 Parts = dict[str, Path]
-# folders in which challenges hand out images without labels
-_HELD_BACK = re.compile(r"test|valid", re.IGNORECASE)
+# begins the name, or a part of the name, of folders and files in which challenges hand out images without labels
+_HELD_BACK = re.compile(r"(?<![a-z])(?:test|valid)", re.IGNORECASE)
 
 
 def find_parts(folder: Path, pattern: str, expected: str) -> dict[str, Parts]:
@@ -86,8 +86,8 @@ def drop_unlabelled(
         unlabelled: keep cases without a label.
 
     Raises:
-        DataError: when a case lacks its label and lies in no folder of test or validation cases, whose labels are held
-            back; or nothing is left.
+        DataError: when a case lacks its label and neither it nor a folder above is named for test or validation, whose
+            labels are held back; or nothing is left.
     """
     labelled = label if callable(label) else lambda parts: label in parts
     without = [case for case, parts in cases.items() if not labelled(parts)]
@@ -144,14 +144,20 @@ def renumbered(label: Volume, values: Mapping[int, int]) -> Volume:
     Raises:
         DataError: when it holds other values.
     """
+
+    def report(what: str, fix: str) -> None:
+        raise fault(_path(label), what, fix)
+
     known = {0: 0, **values}
-    stored, places = np.unique(label.voxels, return_inverse=True)
-    strange = [value for value in stored.tolist() if value not in known]
+    counts = count_values(label.voxels, report)
+    assert counts is not None  # else a fault was raised
+    strange = [value for value in counts if value not in known]
     if strange:
         what = f"holds the values {strange[:8]}, known are {', '.join(map(str, known))}"
-        raise fault(str(label.path), what, "check that it is the label, as published")
-    table = np.array([known[value] for value in stored.tolist()], dtype=np.uint8)
-    return Volume(table[places].reshape(label.voxels.shape), label.affine, label.path)
+        report(what, "check that it is the label, as published")
+    table = np.zeros(max(known) + 1, dtype=np.uint8)
+    table[list(known)] = list(known.values())
+    return Volume(table[label.voxels.astype(np.int32)], label.affine, label.path)
 
 
 def three_axes(voxels: np.ndarray, path: Path) -> np.ndarray:

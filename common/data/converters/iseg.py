@@ -70,7 +70,9 @@ def read_analyze(path: Path) -> Volume:
     try:
         file = nib.AnalyzeImage.from_filename(str(path))
         voxels = np.asanyarray(file.dataobj)
-        spacing = np.asarray(nib.AnalyzeHeader.from_fileobj(path.open("rb"), check=False)["pixdim"][1:4], dtype=float)
+        with path.open("rb") as stream:  # nibabel mends a spacing of 0 when it loads; here it shows
+            raw = nib.AnalyzeHeader.from_fileobj(stream, check=False)
+        spacing = np.asarray(raw["pixdim"][1:4], dtype=float)
     except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, ValueError) as error:
         raise fault(path, f"cannot be read as Analyze ({error})", "download it again") from error
     if not np.all(np.isfinite(spacing)) or np.any(spacing <= 0):
