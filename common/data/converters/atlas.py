@@ -2,41 +2,40 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
-from .base import source_folder
-from .cases import Case, drop_unlabelled, find_parts, read_label, require_parts, write_cases
+from .base import Case, Source, converter
+from .cases import drop_unlabelled, find_parts, listed_source, read_label, require_parts
 
 LABELS = ("background", "liver", "liver tumour")
 
 
-def convert_atlas2023(source: str, output: str, unlabelled: bool = False, test_list: str | None = None) -> Path:
+@converter("atlas2023", "ATLAS 2023, liver tumours, MRI")
+def convert_atlas2023(source: Path, unlabelled: bool = False, test_list: str | None = None) -> Source:
     """Convert ``imagesTr/im0.nii.gz`` and ``labelsTr/lb0.nii.gz``; a ``dataset.json`` there is not needed.
 
     Args:
         source: folder of the download.
-        output: folder to write; nothing there is overwritten.
         unlabelled: add images without a label to ``training``; without it they are a fault.
         test_list: text file with the names of the test cases (``case_00``), one per line.
 
     Returns:
-        the folder written.
+        name, labels and cases.
 
     Raises:
         DataError: when files are missing, unreadable or do not fit each other.
     """
-    folder = source_folder(source)
     pattern = r"(?:imagesTr|labelsTr)/(?P<part>im|lb)(?P<case>\d+)\.nii(?:\.gz)?"
-    files = find_parts(folder, pattern, "imagesTr/im0.nii.gz and labelsTr/lb0.nii.gz")
-    files = drop_unlabelled(files, "lb", folder, unlabelled)
-    require_parts(files, ["im"], folder)
-    cases = [
+    files = find_parts(source, pattern, "imagesTr/im0.nii.gz and labelsTr/lb0.nii.gz")
+    files = drop_unlabelled(files, "lb", source, unlabelled)
+    require_parts(files, ["im"], source)
+    files = {f"case_{number.zfill(2)}": files[number] for number in sorted(files, key=int)}
+    cases = (
         Case(
-            f"case_{number.zfill(2)}",
+            name,
             [case["im"]],
-            partial(read_label, case["lb"], {1: 1, 2: 2}) if "lb" in case else None,
+            read_label(case["lb"], {1: 1, 2: 2}) if "lb" in case else None,
         )
-        for number, case in sorted(files.items(), key=lambda item: int(item[0]))
-    ]
-    return write_cases(output, "ATLAS 2023 (liver tumours, MRI)", LABELS, cases, ["T1"], test_list)
+        for name, case in files.items()
+    )
+    return listed_source("ATLAS 2023 (liver tumours, MRI)", LABELS, ["T1"], files, cases, test_list)

@@ -1,65 +1,27 @@
-"""The cases of a data set: their files found by name, and written in the form of the data contract."""
+"""What converters of files in folders share: files found by name, labels renumbered, all on one grid."""
 
 from __future__ import annotations
 
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
-from tqdm import tqdm
 
 from ..contract.faults import DataError, Fault
-from ..contract.output import fault, new_folder, place, write_json
-from ..contract.volumes import Header, compare_geometry, read_header
-from .base import data_list, held_out_names, read_volume, write_volume
+from ..contract.output import fault
+from ..contract.volumes import Header, compare_geometry, count_values, read_header
+from .base import Case, Source, Volume, held_out_names, read_volume
 
 logger = logging.getLogger(__name__)
 
 #: parts of a case by name; each is one file
 Parts = dict[str, Path]
-# folders in which challenges hand out images without labels
-_HELD_BACK = re.compile(r"test|valid", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Volume:
-    """Voxels in space.
-
-    Attributes:
-        voxels: (X, Y, Z).
-        affine: (4, 4) voxel to mm, right-anterior-superior.
-        source: file they were read from, for messages.
-    """
-
-    voxels: np.ndarray
-    affine: np.ndarray
-    source: Path
-
-
-@dataclass(frozen=True)
-class Case:
-    """One case to be written; volumes are read when their turn comes.
-
-    Attributes:
-        name: by which its files are called.
-        images: one entry a channel: a NIfTI file that is kept as it is, or what reads the volume.
-        label: reads the dense label; None for none.
-        raters: read the masks of several raters; one that gives None is left out.
-        group: patient or subject; the name where it is empty.
-        section: ``training``, ``validation`` or ``test``.
-    """
-
-    name: str
-    images: Sequence[Path | Callable[[], Volume]]
-    label: Callable[[], Volume] | None = None
-    raters: Sequence[Callable[[], Volume | None]] = ()
-    group: str = ""
-    section: str = "training"
+# begins the name, or a part of the name, of folders and files in which challenges hand out images without labels
+_HELD_BACK = re.compile(r"(?<![a-z])(?:test|valid)", re.IGNORECASE)
 
 
 def find_parts(folder: Path, pattern: str, expected: str) -> dict[str, Parts]:
@@ -124,8 +86,8 @@ def drop_unlabelled(
         unlabelled: keep cases without a label.
 
     Raises:
-        DataError: when a case lacks its label and lies in no folder of test or validation cases, whose labels are held
-            back; or nothing is left.
+        DataError: when a case lacks its label and neither it nor a folder above is named for test or validation, whose
+            labels are held back; or nothing is left.
     """
     labelled = label if callable(label) else lambda parts: label in parts
     without = [case for case, parts in cases.items() if not labelled(parts)]
@@ -182,14 +144,20 @@ def renumbered(label: Volume, values: Mapping[int, int]) -> Volume:
     Raises:
         DataError: when it holds other values.
     """
+
+    def report(what: str, fix: str) -> None:
+        raise fault(_path(label), what, fix)
+
     known = {0: 0, **values}
-    stored, places = np.unique(label.voxels, return_inverse=True)
-    strange = [value for value in stored.tolist() if value not in known]
+    counts = count_values(label.voxels, report)
+    assert counts is not None  # else a fault was raised
+    strange = [value for value in counts if value not in known]
     if strange:
         what = f"holds the values {strange[:8]}, known are {', '.join(map(str, known))}"
-        raise fault(label.source, what, "check that it is the label, as published")
-    table = np.array([known[value] for value in stored.tolist()], dtype=np.uint8)
-    return Volume(table[places].reshape(label.voxels.shape), label.affine, label.source)
+        report(what, "check that it is the label, as published")
+    table = np.zeros(max(known) + 1, dtype=np.uint8)
+    table[list(known)] = list(known.values())
+    return Volume(table[label.voxels.astype(np.int32)], label.affine, label.path)
 
 
 def three_axes(voxels: np.ndarray, path: Path) -> np.ndarray:
@@ -203,105 +171,79 @@ def three_axes(voxels: np.ndarray, path: Path) -> np.ndarray:
     return voxels.reshape((*voxels.shape, 1, 1)[:3])
 
 
-def write_cases(
-    output: str,
+def listed_source(
     title: str,
     labels: Sequence[str],
-    cases: Sequence[Case],
     channels: Sequence[str],
-    test_list: str | None = None,
-) -> Path:
-    """Write a data set: images, labels and ``dataset.json``. NIfTI images are hard-linked where possible.
-
-    Every channel and label must lie on the grid of the first channel; labels take its affine. Records of empty labels
-    say so, as published masks are meant.
+    names: Iterable[str],
+    cases: Iterable[Case],
+    test_list: str | None,
+) -> Source:
+    """What a converter finds, with its test cases set apart and every case on one grid.
 
     Args:
-        output: folder to write; nothing there is overwritten.
         title: name of the data set.
         labels: names of the values 0, 1, ...; the first is the background.
-        cases: in order.
-        channels: names of the image channels; as many as each case has images.
+        channels: names of the image channels.
+        names: of all cases.
+        cases: yielded one by one; see :func:`on_one_grid`.
         test_list: text file with the names of the cases for the section ``test``, one per line.
 
+    Raises:
+        DataError: when the test list is missing or names unknown cases.
+    """
+    tests = held_out_names(test_list, names)
+    placed = (on_one_grid(replace(case, section="test") if case.name in tests else case) for case in cases)
+    numbered = {str(number): name for number, name in enumerate(channels)}
+    return Source(title, {str(value): name for value, name in enumerate(labels)}, placed, {"channel_names": numbered})
+
+
+def on_one_grid(case: Case) -> Case:
+    """A case whose channels and masks all lie on the grid of its first channel.
+
+    Args:
+        case: masks are voxels.
+
     Returns:
-        the folder written.
+        the same; masks take the image's affine (it may differ by a tenth of a voxel), and a label that is background
+        everywhere is said to be empty, as published masks are meant.
 
     Raises:
-        DataError: when a file is unreadable or does not fit its image, or the test list names unknown cases.
+        DataError: naming the file that lies elsewhere or has another shape.
     """
-    tests = held_out_names(test_list, [case.name for case in cases])
-    with new_folder(Path(str(output))) as target:
-        sections: dict[str, list[dict[str, Any]]] = {"training": [], "validation": [], "test": []}
-        for case in tqdm(cases, desc="converting", leave=False):
-            sections["test" if case.name in tests else case.section].append(_write_case(target, case, channels))
-        listing = data_list(title, {str(value): name for value, name in enumerate(labels)}, sections)
-        listing["channel_names"] = {str(number): name for number, name in enumerate(channels)}
-        write_json(listing, target / "dataset.json")
-    return Path(str(output))
+    first, *others = [case.image] if isinstance(case.image, Path | Volume) else case.image
+    grid, name = _geometry(first), Path(_path(first)).name
+    for one in (*others, *([case.label] if case.label else []), *case.raters):
+        _same_grid(_geometry(one), grid, _path(one), name)
+
+    def placed(mask: Path | Volume) -> Path | Volume:
+        return replace(mask, affine=grid.affine) if isinstance(mask, Volume) else mask
+
+    label = None if case.label is None else placed(case.label)
+    empty = isinstance(label, Volume) and not label.voxels.any()
+    return replace(case, label=label, raters=[placed(mask) for mask in case.raters], empty=empty)
 
 
-def _write_case(target: Path, case: Case, channels: Sequence[str]) -> dict[str, Any]:
-    suffixes = [f"_{name.lower().replace(' ', '_')}" for name in channels] if len(channels) > 1 else [""]
-    names: list[str] = []
-    first: Header | None = None
-    for source, suffix in zip(case.images, suffixes, strict=True):
-        header, name = _write_image(target, source, f"images/{case.name}{suffix}")
-        names.append(name)
-        if first is not None:
-            _same_grid(header, first, source if isinstance(source, Path) else Path(name), names[0])
-        else:
-            first = header
-    assert first is not None  # a case has an image
-    record: dict[str, Any] = {"image": names if len(names) > 1 else names[0], "group": case.group or case.name}
-    if case.label is not None:
-        label = case.label()
-        record["label"] = _write_label(target, label, first, f"labels/{case.name}.nii.gz", names[0])
-        if not label.voxels.any():
-            record["empty"] = True
-    masks = [mask for read in case.raters if (mask := read()) is not None]
-    if case.raters and not masks:
-        raise fault(target / names[0], "not one rater's mask of this case can be read", "remove the case")
-    if masks:
-        record["labels"] = [
-            _write_label(target, mask, first, f"labels/{case.name}_rater{number}.nii.gz", names[0])
-            for number, mask in enumerate(masks, 1)
-        ]
-    return record
+def _path(volume: Path | Volume) -> Path:
+    path = volume if isinstance(volume, Path) else volume.path
+    return Path("volume") if path is None else path
 
 
-def _write_image(target: Path, source: Path | Callable[[], Volume], name: str) -> tuple[Header, str]:
-    """Link a file, or write a volume; returns its geometry and the path in the data set."""
-    if isinstance(source, Path):
+def _geometry(volume: Path | Volume) -> Header:
+    if isinstance(volume, Volume):
+        image = nib.Nifti1Image(volume.voxels, volume.affine)
+        return Header(volume.voxels.shape, 1, volume.affine, image)
 
-        def report(what: str, fix: str) -> None:
-            raise fault(source, what, fix)
+    def report(what: str, fix: str) -> None:
+        raise fault(volume, what, fix)
 
-        header = read_header(str(source), report)
-        assert header is not None  # else a fault was raised
-        name += ".nii.gz" if source.name.endswith(".gz") else ".nii"
-        place(source, target / name, link=True)
-        return header, name
-    volume = source()
-    name += ".nii.gz"
-    if (target / name).exists():
-        raise fault(volume.source, f"a second file for {Path(name).name}", "give the cases different names")
-    write_volume(target / name, volume.voxels, volume.affine)
-    return _geometry(volume), name
-
-
-def _write_label(target: Path, label: Volume, image: Header, name: str, of: str) -> str:
-    _same_grid(_geometry(label), image, label.source, of)
-    write_volume(target / name, label.voxels, image.affine)
-    return name
-
-
-def _geometry(volume: Volume) -> Header:
-    return Header(volume.voxels.shape, 1, volume.affine, nib.Nifti1Image(volume.voxels, volume.affine))
+    header = read_header(str(volume), report)
+    assert header is not None  # else a fault was raised
+    return header
 
 
 def _same_grid(header: Header, image: Header, path: Path, of: str) -> None:
     def report(what: str, fix: str) -> None:
         raise fault(path, what, "download the case again, or resample it to the image's grid")
 
-    compare_geometry(header, image, f"its image {Path(of).name}", report)
+    compare_geometry(header, image, f"its image {of}", report)

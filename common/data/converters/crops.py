@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..contract.output import fault
-from .base import binary_mask
-from .cases import Case, Volume
+from .base import Case, Volume, binary_mask
 
 PICKLES = (".pkl", ".pickle")
 # what rebuilds an array; modules as NumPy 1 and NumPy 2 name them
@@ -43,13 +41,12 @@ class ArrayUnpickler(pickle.Unpickler):
         return _ARRAYS[module, name]
 
 
-def find_pickle(source: str) -> Path | None:
-    """The pickle that a source is, or the only one in a folder; None where there is none.
+def find_pickle(path: Path) -> Path | None:
+    """The pickle itself, or the only one in a folder; None where there is none.
 
     Raises:
         DataError: when a folder holds several.
     """
-    path = Path(str(source))
     if path.is_file() and path.suffix in PICKLES:
         return path
     found = sorted(file for file in path.glob("[!.]*") if file.suffix in PICKLES) if path.is_dir() else []
@@ -77,19 +74,18 @@ def read_pickle(path: Path) -> dict[str, dict[str, Any]]:
     return {str(name): entry for name, entry in content.items()}
 
 
-def crop_cases(path: Path, channels: int, group: Callable[[str], str]) -> list[Case]:
-    """Cases of a pickle of crops.
+def read_crops(path: Path, channels: int) -> dict[str, dict[str, Any]]:
+    """Entries of a pickle of crops, by names that files can have.
 
     Args:
         path: pickle whose entries have ``image`` (H, W) or (H, W, 3), ``masks`` (a list of (H, W), one a rater) and
             ``series_uid``.
         channels: 1 for grey images, 3 for colour.
-        group: patient of a ``series_uid``.
 
     Raises:
         DataError: naming the first entry of another form.
     """
-    cases, known = [], set[str]()
+    found: dict[str, dict[str, Any]] = {}
     for key, entry in read_pickle(path).items():
         image, masks, series = (entry.get(name) for name in ("image", "masks", "series_uid"))
         if not isinstance(image, np.ndarray) or image.shape[2:] != ((3,) if channels == 3 else ()) or image.ndim < 2:
@@ -97,24 +93,31 @@ def crop_cases(path: Path, channels: int, group: Callable[[str], str]) -> list[C
             raise fault(path, f"{key} {shape}", f"give images of {'(H, W, 3)' if channels == 3 else '(H, W)'}")
         if not isinstance(masks, list | tuple | np.ndarray) or not len(masks) or not isinstance(series, str):
             raise fault(path, f"{key} lacks masks or series_uid", "give the pickle of crops as published")
+        if any(not isinstance(mask, np.ndarray) or mask.ndim != 2 for mask in masks):
+            raise fault(path, f"{key} has a mask that is no array of 2 axes", "give the pickle of crops as published")
         name = re.sub(r"[^\w.-]+", "_", key)
-        if name in known:
+        if name in found:
             raise fault(path, f"{key} is a second entry of the name {name}", "rename it")
-        known.add(name)
-        planes = image[..., None] if channels == 1 else image
-        readers = [partial(_plane, planes[..., channel], path) for channel in range(channels)]
-        raters = [partial(_mask, mask, path, key) for mask in masks]
-        cases.append(Case(name, readers, raters=raters, group=group(series)))
-    return cases
+        found[name] = entry
+    return found
 
 
-def _plane(plane: np.ndarray, path: Path) -> Volume:
-    """One channel as a volume of depth 1; a crop has no known spacing."""
-    stored = plane.astype(np.float32) if plane.dtype in (np.float16, np.float64) else plane
-    return Volume(stored[..., None], np.eye(4), path)
+def crop_cases(path: Path, entries: dict[str, dict[str, Any]], group: Callable[[str], str]) -> Iterator[Case]:
+    """Cases of the entries of a pickle; a crop has no known spacing, its affine is the identity.
 
+    Args:
+        path: pickle, for messages.
+        entries: from :func:`read_crops`.
+        group: patient of a ``series_uid``.
 
-def _mask(mask: Any, path: Path, key: str) -> Volume:
-    if not isinstance(mask, np.ndarray) or mask.ndim != 2:
-        raise fault(path, f"{key} has a mask that is no array of 2 axes", "give the pickle of crops as published")
-    return Volume(binary_mask(mask, path)[..., None], np.eye(4), path)
+    Raises:
+        DataError: when a mask holds other values than 0 and 1.
+    """
+    for name, entry in entries.items():
+        image = entry["image"]
+        # NIfTI has no half precision, and float64 only takes room
+        pixels = image.astype(np.float32) if np.issubdtype(image.dtype, np.floating) else image
+        planes = np.moveaxis(pixels.reshape((*image.shape[:2], -1)), 2, 0)
+        channels = [Volume(plane[..., None], np.eye(4), path) for plane in planes]
+        raters = [Volume(binary_mask(mask, path)[..., None], np.eye(4), path) for mask in entry["masks"]]
+        yield Case(name, channels, group=group(entry["series_uid"]), raters=raters)

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from ..contract.faults import DataError, Fault
-from ..contract.output import fault, new_folder, place, write_json
+from ..contract.output import fault
 from ..contract.records import normalise_labels
-from .base import data_list, read_json, source_folder, stem
+from .base import Case, Source, converter, read_json, stem
 
-FIRST_MR_CASE = 501  # of AMOS22; cases 1 to 500 are CT
+FIRST_MR_CASE = 501  # of AMOS 2022; cases 1 to 500 are CT
 MODALITIES = ("ct", "mr", "both")
 
 
-def convert_decathlon(source: str, output: str, unlabelled: bool = False) -> Path:
+@converter("decathlon", "a task of the Medical Segmentation Decathlon")
+def convert_decathlon(source: Path, unlabelled: bool = False) -> Source:
     """Convert a task of the Medical Segmentation Decathlon; images are hard-linked where possible, else copied.
 
     Images with several modalities stay 4D files; the JSON declares their channels (``channel_names``). The decathlon
@@ -24,31 +25,30 @@ def convert_decathlon(source: str, output: str, unlabelled: bool = False) -> Pat
 
     Args:
         source: folder of the task, which holds ``dataset.json``.
-        output: folder to write; nothing there is overwritten.
         unlabelled: add the test images to ``training`` without labels.
 
     Returns:
-        the folder written.
+        name, labels and cases.
 
     Raises:
         DataError: when ``dataset.json`` or files that it names are missing or of another form.
     """
-    return _convert(source, output, unlabelled, lambda _: True)
+    return _convert(source, unlabelled, lambda _: True)
 
 
-def convert_amos22(source: str, output: str, modality: str = "both", unlabelled: bool = False) -> Path:
-    """Convert AMOS 2022 (15 abdominal organs): a folder of the decathlon's form with a labelled ``validation`` list.
+@converter("amos22", "AMOS 2022, 15 abdominal organs, CT and MR")
+def convert_amos22(source: Path, modality: str = "both", unlabelled: bool = False) -> Source:
+    """Convert a folder of the decathlon's form with a labelled ``validation`` list.
 
     CT (cases 1 to 500) and MR (from 501 on) are in one folder, told apart by the numbers in their names.
 
     Args:
         source: folder that holds ``dataset.json``, ``imagesTr``, ``labelsTr``, ``imagesVa``, ``labelsVa``.
-        output: folder to write; nothing there is overwritten.
         modality: ``ct``, ``mr`` or ``both``.
         unlabelled: add the test images to ``training`` without labels.
 
     Returns:
-        the folder written.
+        name, labels and cases.
 
     Raises:
         DataError: when files are missing or of another form, or no case is of the modality.
@@ -62,36 +62,22 @@ def convert_amos22(source: str, output: str, modality: str = "both", unlabelled:
             raise fault(image, "has no case number", "name it as published: amos_0001.nii.gz")
         return modality == "both" or (int(number) >= FIRST_MR_CASE) == (modality == "mr")
 
-    return _convert(source, output, unlabelled, wanted)
+    return _convert(source, unlabelled, wanted)
 
 
-def _convert(source: str, output: str, unlabelled: bool, wanted: Callable[[Path], bool]) -> Path:
-    """Convert those entries of ``dataset.json`` whose image is wanted."""
-    folder = source_folder(source)
+def _convert(folder: Path, unlabelled: bool, wanted: Callable[[Path], bool]) -> Source:
+    """Those entries of ``dataset.json`` whose image is wanted."""
     content = read_json(folder / "dataset.json")
     labels = _labels(content, folder / "dataset.json")
-    entries = _sections(content, folder, unlabelled, wanted)
-    with new_folder(Path(str(output))) as target:
-        sections: dict[str, list[dict[str, Any]]] = {"training": [], "validation": []}
-        for section, image, label in entries:
-            record = {"image": f"images/{image.name}", "group": stem(image)}
-            place(image, target / record["image"], link=True)
-            if label is not None:
-                record["label"] = f"labels/{label.name}"
-                place(label, target / record["label"])
-            sections[section].append(record)
-        listing = data_list(str(content.get("name", folder.name)), labels, sections)
-        if isinstance(content.get("modality"), dict):
-            listing["channel_names"] = content["modality"]
-        write_json(listing, target / "dataset.json")
-    return Path(str(output))
+    cases = _cases(content, folder, unlabelled, wanted)
+    modality = content.get("modality")
+    extra = {"channel_names": modality} if isinstance(modality, dict) else {}
+    return Source(str(content.get("name", folder.name)), labels, cases, extra)
 
 
-def _sections(
-    content: dict[str, Any], folder: Path, unlabelled: bool, wanted: Callable[[Path], bool]
-) -> list[tuple[str, Path, Path | None]]:
-    """Section, image and label of every record; all files that are missing are told at once."""
-    entries: list[tuple[str, Path, Path | None]] = []
+def _cases(content: dict[str, Any], folder: Path, unlabelled: bool, wanted: Callable[[Path], bool]) -> list[Case]:
+    """All cases; every file that is missing is told at once."""
+    cases: list[Case] = []
     faults: list[Fault] = []
     for key in ("training", "validation", "test"):
         for image, label in (_paths(entry, folder) for entry in _entries(content, key, folder)):
@@ -99,21 +85,21 @@ def _sections(
                 continue
             if key == "training" and label is None:
                 faults.append(Fault(str(image), "has no label in `training`", "give the JSON of a decathlon task"))
-            if key != "test" and label is not None:
-                entries.append((key, image, label))
+            elif key != "test" and label is not None:
+                cases.append(Case(stem(image), image, label, section=key))
             elif unlabelled:
-                entries.append(("training", image, None))
+                cases.append(Case(stem(image), image))
     faults += [
         Fault(str(path), "is missing", "unpack the whole archive again")
-        for _, *paths in entries
-        for path in paths
-        if path is not None and not path.is_file()
+        for case in cases
+        for path in (case.image, case.label)
+        if isinstance(path, Path) and not path.is_file()
     ]
     if faults:
         raise DataError(faults, str(folder))
-    if not any(section == "training" for section, *_ in entries):
+    if not any(case.section == "training" for case in cases):
         raise fault(folder / "dataset.json", "its list `training` is empty", "give the folder of a complete task")
-    return entries
+    return cases
 
 
 def _labels(content: dict[str, Any], path: Path) -> dict[str, str]:

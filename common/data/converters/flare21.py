@@ -2,40 +2,39 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
-from .base import source_folder
-from .cases import Case, drop_unlabelled, find_parts, read_label, require_parts, write_cases
+from .base import Case, Source, converter
+from .cases import drop_unlabelled, find_parts, listed_source, read_label, require_parts
 
 LABELS = ("background", "liver", "kidney", "spleen", "pancreas")
 
 
-def convert_flare2021(source: str, output: str, unlabelled: bool = False, test_list: str | None = None) -> Path:
+@converter("flare2021", "FLARE 2021, four abdominal organs, CT")
+def convert_flare2021(source: Path, unlabelled: bool = False, test_list: str | None = None) -> Source:
     """Convert ``TrainingImg/train_000_0000.nii.gz`` and ``TrainingMask/train_000.nii.gz``.
 
     Args:
         source: folder of the download, above ``TrainingImg`` and ``TrainingMask``.
-        output: folder to write; nothing there is overwritten.
         unlabelled: add images without a mask (those of ``ValidationImg``) to ``training``; without it they are left
             out.
         test_list: text file with the names of the test cases (``train_000``), one per line.
 
     Returns:
-        the folder written.
+        name, labels and cases.
 
     Raises:
         DataError: when files are missing, unreadable or do not fit each other.
     """
-    folder = source_folder(source)
     pattern = r"(?P<case>[a-z]+_\d{3,})(?P<part>_0000|)\.nii(?:\.gz)?"
-    files = find_parts(folder, pattern, "TrainingImg/train_000_0000.nii.gz")
-    # without a suffix it is the mask, the image has a channel number
-    files = drop_unlabelled(files, "image", folder, unlabelled)
-    require_parts(files, ["0000"], folder)
+    found = find_parts(source, pattern, "TrainingImg/train_000_0000.nii.gz")
+    names = {"0000": "image", "image": "mask"}  # a name without a channel number is a mask's
+    files = {case: {names[part]: path for part, path in parts.items()} for case, parts in found.items()}
+    files = drop_unlabelled(files, "mask", source, unlabelled)
+    require_parts(files, ["image"], source)
     values = {value: value for value in range(1, len(LABELS))}
-    cases = [
-        Case(name, [case["0000"]], partial(read_label, case["image"], values) if "image" in case else None)
+    cases = (
+        Case(name, [case["image"]], read_label(case["mask"], values) if "mask" in case else None)
         for name, case in files.items()
-    ]
-    return write_cases(output, "FLARE 2021 (abdominal organs, CT)", LABELS, cases, ["CT"], test_list)
+    )
+    return listed_source("FLARE 2021 (abdominal organs, CT)", LABELS, ["CT"], files, cases, test_list)

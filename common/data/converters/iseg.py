@@ -7,52 +7,50 @@ origin in the middle. Which side is left cannot be told from the files.
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
 from ..contract.output import fault
-from .base import source_folder
-from .cases import Case, Volume, drop_unlabelled, find_parts, renumbered, require_parts, three_axes, write_cases
+from .base import Case, Source, Volume, converter
+from .cases import drop_unlabelled, find_parts, listed_source, renumbered, require_parts, three_axes
 
 LABELS = ("background", "cerebrospinal fluid", "grey matter", "white matter")
 VALUES = {10: 1, 150: 2, 250: 3}
 CHANNELS = ("T1", "T2")
 
 
-def convert_iseg2017(source: str, output: str, unlabelled: bool = False, test_list: str | None = None) -> Path:
+@converter("iseg2017", "iSeg 2017, infant brain, T1 and T2, Analyze")
+def convert_iseg2017(source: Path, unlabelled: bool = False, test_list: str | None = None) -> Source:
     """Convert ``subject-1-T1.hdr``, ``subject-1-T2.hdr`` and ``subject-1-label.hdr``, each with its ``.img``.
 
     The stored 10, 150 and 250 become 1, 2 and 3.
 
     Args:
         source: folder of the download.
-        output: folder to write; nothing there is overwritten.
         unlabelled: add subjects without a label (11 to 23) to ``training``; without it those below a folder of test
             cases are left out, and others are a fault.
         test_list: text file with the names of the test cases (``subject-1``), one per line.
 
     Returns:
-        the folder written.
+        name, labels and cases.
 
     Raises:
         DataError: when files are missing, unreadable or do not fit each other.
     """
-    folder = source_folder(source)
-    files = find_parts(folder, r"(?P<case>subject-\d+)-(?P<part>T1|T2|label)\.hdr", "subject-1-T1.hdr")
-    files = drop_unlabelled(files, "label", folder, unlabelled)
-    require_parts(files, [name.lower() for name in CHANNELS], folder)
-    cases = [
+    files = find_parts(source, r"(?P<case>subject-\d+)-(?P<part>T1|T2|label)\.hdr", "subject-1-T1.hdr")
+    files = drop_unlabelled(files, "label", source, unlabelled)
+    require_parts(files, [name.lower() for name in CHANNELS], source)
+    cases = (
         Case(
             name,
-            [partial(read_analyze, case[channel.lower()]) for channel in CHANNELS],
-            partial(_read_label, case["label"]) if "label" in case else None,
+            [read_analyze(case[channel.lower()]) for channel in CHANNELS],
+            _read_label(case["label"]) if "label" in case else None,
         )
         for name, case in files.items()
-    ]
-    return write_cases(output, "iSeg 2017 (infant brain, MRI)", LABELS, cases, CHANNELS, test_list)
+    )
+    return listed_source("iSeg 2017 (infant brain, MRI)", LABELS, CHANNELS, files, cases, test_list)
 
 
 def read_analyze(path: Path) -> Volume:
@@ -72,7 +70,9 @@ def read_analyze(path: Path) -> Volume:
     try:
         file = nib.AnalyzeImage.from_filename(str(path))
         voxels = np.asanyarray(file.dataobj)
-        spacing = np.asarray(nib.AnalyzeHeader.from_fileobj(path.open("rb"), check=False)["pixdim"][1:4], dtype=float)
+        with path.open("rb") as stream:  # nibabel mends a spacing of 0 when it loads; here it shows
+            raw = nib.AnalyzeHeader.from_fileobj(stream, check=False)
+        spacing = np.asarray(raw["pixdim"][1:4], dtype=float)
     except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, ValueError) as error:
         raise fault(path, f"cannot be read as Analyze ({error})", "download it again") from error
     if not np.all(np.isfinite(spacing)) or np.any(spacing <= 0):

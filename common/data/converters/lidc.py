@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..contract.output import fault
-from .cases import write_cases
-from .crops import crop_cases, find_pickle
+from .base import Source, converter
+from .cases import listed_source
+from .crops import PICKLES, crop_cases, find_pickle, read_crops
 
 LABELS = ("background", "nodule")
 
 
-def convert_lidc(source: str, output: str, test_list: str | None = None) -> Path:
+@converter("lidc", "LIDC-IDRI crops, four raters, a pickle of arrays", PICKLES)
+def convert_lidc(source: Path, test_list: str | None = None) -> Source:
     """Convert a pickle of ``{name: {"series_uid": ..., "image": (H, W), "masks": [(H, W), ...]}}``.
 
     Slices become volumes of depth 1. The patient is what stands before the first ``_`` of ``series_uid``, or all of it.
@@ -19,11 +21,10 @@ def convert_lidc(source: str, output: str, test_list: str | None = None) -> Path
 
     Args:
         source: the pickle, or the folder that holds it alone.
-        output: folder to write; nothing there is overwritten.
         test_list: text file with the names of the test cases (names of the entries), one per line.
 
     Returns:
-        the folder written.
+        name, labels and cases.
 
     Raises:
         DataError: when the pickle is missing, damaged, of another form, or holds anything but plain arrays.
@@ -31,5 +32,6 @@ def convert_lidc(source: str, output: str, test_list: str | None = None) -> Path
     path = find_pickle(source)
     if path is None:
         raise fault(source, "is no .pkl or .pickle file, nor a folder with one", "unzip the download, give its pickle")
-    cases = crop_cases(path, 1, lambda series: series.split("_")[0])
-    return write_cases(output, "LIDC-IDRI crops (lung nodules, CT)", LABELS, cases, ["CT"], test_list)
+    entries = read_crops(path, 1)
+    cases = crop_cases(path, entries, lambda series: series.split("_")[0])
+    return listed_source("LIDC-IDRI crops (lung nodules, CT)", LABELS, ["CT"], entries, cases, test_list)

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..contract.output import fault
-from .base import LPS_TO_RAS
-from .cases import Volume
+from .base import LPS_TO_RAS, Volume
 
 # NumPy type, without byte order, of each element type
 _TYPES = {
@@ -41,12 +40,15 @@ def read_mhd(path: Path) -> Volume:
         origin = _numbers(keys, ("Offset", "Position", "Origin"), [0.0] * len(shape))
         rows = _numbers(keys, ("TransformMatrix", "Rotation", "Orientation"), np.eye(len(shape)).ravel().tolist())
         name, kind = keys["ElementDataFile"], keys["ElementType"]
+        skipped = int(keys.get("HeaderSize", "0"))
     except (KeyError, ValueError) as error:
         raise fault(path, f"its header is incomplete ({error})", "download the case again") from error
     if len(shape) != 3 or min(shape) < 1 or (len(spacing), len(origin), len(rows)) != (3, 3, 9):
         raise fault(path, f"has DimSize {' '.join(map(str, shape))}", "give a volume of 3 axes")
     if kind not in _TYPES or keys.get("ElementNumberOfChannels", "1") != "1":
         raise fault(path, f"stores {kind} of {keys.get('ElementNumberOfChannels', '1')} channels", "export it again")
+    if skipped < 0:  # -1: the voxels are the end of the file
+        raise fault(path, f"has HeaderSize {skipped}", "export it again with a raw file of voxels alone")
     affine = np.eye(4)
     affine[:3, :3] = (np.reshape(rows, (3, 3)) * np.reshape(spacing, (3, 1))).T
     affine[:3, 3] = origin
@@ -54,7 +56,7 @@ def read_mhd(path: Path) -> Volume:
         raise fault(path, "its spacing and directions span no volume", "correct the header")
     big = keys.get("BinaryDataByteOrderMSB", keys.get("ElementByteOrderMSB", "False")).lower() == "true"
     dtype = np.dtype((">" if big else "<") + _TYPES[kind])
-    data = _read_data(path, name, header_size, keys)
+    data = _read_data(path, name, header_size, keys)[skipped:]
     if len(data) != dtype.itemsize * int(np.prod(shape)):
         what = f"has {len(data)} bytes of voxels, its header asks for {dtype.itemsize * int(np.prod(shape))}"
         raise fault(path, what, "download the case again")
@@ -98,7 +100,4 @@ def _read_data(path: Path, name: str, header_size: int, keys: dict[str, str]) ->
             return zlib.decompress(data)
         except zlib.error as error:
             raise fault(file, f"cannot be decompressed ({error})", "download the case again") from error
-    skipped = int(keys.get("HeaderSize", "0"))
-    if skipped < 0:  # -1: the voxels are the end of the file
-        raise fault(path, "has HeaderSize -1", "export it again with a raw file of voxels alone")
-    return data[skipped:]
+    return data

@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
-from .base import source_folder
-from .cases import Case, drop_unlabelled, find_parts, read_label, require_parts, write_cases
+from .base import Case, Source, converter
+from .cases import drop_unlabelled, find_parts, listed_source, read_label, require_parts
 
 CHANNELS = ("C0", "DE", "T2")
 LABELS = ("background", "myocardium", "left ventricle", "right ventricle", "oedema", "scar")
 VALUES = {200: 1, 500: 2, 600: 3, 1220: 4, 2221: 5}
 
 
-def convert_myops2020(source: str, output: str, unlabelled: bool = False, test_list: str | None = None) -> Path:
+@converter("myops2020", "MyoPS 2020, myocardial pathology, three MRI sequences")
+def convert_myops2020(source: Path, unlabelled: bool = False, test_list: str | None = None) -> Source:
     """Convert ``train25/myops_training_101_{C0,DE,T2}.nii.gz`` and ``train25_myops_gd/myops_training_101_gd.nii.gz``.
 
     The stored 200, 500, 600, 1220 and 2221 become 1 to 5. "Myocardium" is the healthy part: oedema and scar lie in it.
 
     Args:
         source: folder of the download, above ``train25`` and ``train25_myops_gd``.
-        output: folder to write; nothing there is overwritten.
         unlabelled: add cases without a label (those of ``test20``) to ``training``; without it they are left out.
         test_list: text file with the names of the test cases (``myops_training_101``), one per line.
 
     Returns:
-        the folder written.
+        name, labels and cases.
 
     Raises:
         DataError: when files are missing, unreadable or do not fit each other.
     """
-    folder = source_folder(source)
     pattern = r"(?P<case>myops_(?:training|test)_\d+)_(?P<part>C0|DE|T2|gd)\.nii(?:\.gz)?"
-    files = find_parts(folder, pattern, "myops_training_101_C0.nii.gz")
-    files = drop_unlabelled(files, "gd", folder, unlabelled)
-    require_parts(files, [name.lower() for name in CHANNELS], folder)
-    cases = [
+    files = find_parts(source, pattern, "myops_training_101_C0.nii.gz")
+    files = drop_unlabelled(files, "gd", source, unlabelled)
+    require_parts(files, [name.lower() for name in CHANNELS], source)
+    cases = (
         Case(
             name,
             [case[channel.lower()] for channel in CHANNELS],
-            partial(read_label, case["gd"], VALUES) if "gd" in case else None,
+            read_label(case["gd"], VALUES) if "gd" in case else None,
         )
         for name, case in files.items()
-    ]
-    return write_cases(output, "MyoPS 2020 (myocardial pathology, MRI)", LABELS, cases, CHANNELS, test_list)
+    )
+    return listed_source("MyoPS 2020 (myocardial pathology, MRI)", LABELS, CHANNELS, files, cases, test_list)

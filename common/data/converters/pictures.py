@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..contract.output import fault
-from .base import binary_mask
-from .cases import Volume
+from .base import Volume, binary_mask
 
 COLOURS = ("red", "green", "blue")
 
 
-@lru_cache(maxsize=1)  # its three channels are written one after the other
-def read_colours(path: Path) -> np.ndarray:
-    """Pixels (H, W, 3) uint8.
-
-    Raises:
-        DataError: when it cannot be read.
-    """
-    return _read(path, "RGB")
-
-
-def read_channel(path: Path, channel: int) -> Volume:
-    """One colour of a photograph.
-
-    Args:
-        path: the file.
-        channel: 0 red, 1 green, 2 blue.
+def read_photograph(path: Path) -> list[Volume]:
+    """Red, green and blue of a photograph.
 
     Returns:
-        (H, W, 1): rows, columns, one slice. A photograph has no known spacing: the affine is the identity.
+        three of (H, W, 1) uint8: rows, columns, one slice. A photograph has no known spacing: the affine is the
+        identity.
 
     Raises:
         DataError: when it cannot be read.
     """
-    return Volume(read_colours(path)[..., channel, None], np.eye(4), path)
+    return [Volume(colour[..., None], np.eye(4), path) for colour in np.moveaxis(_read(path, "RGB"), 2, 0)]
 
 
 def read_mask(path: Path) -> Volume:

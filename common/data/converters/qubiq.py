@@ -7,24 +7,23 @@ are is counted in the files. Images of one slice become volumes of depth 1.
 from __future__ import annotations
 
 import re
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ..contract.output import fault
-from .base import binary_mask, read_volume, source_folder
-from .cases import Case, Parts, Volume, drop_unlabelled, find_parts, require_parts, write_cases
+from .base import Case, Source, Volume, binary_mask, converter, read_volume
+from .cases import Parts, drop_unlabelled, find_parts, listed_source, require_parts
 
 
+@converter("qubiq", "one set of QUBIQ, several raters")
 def convert_qubiq(
-    source: str,
-    output: str,
+    source: Path,
     task: int = 1,
     structure: str | None = None,
     unlabelled: bool = False,
     test_list: str | None = None,
-) -> Path:
+) -> Source:
     """Convert ``Training/case01/image.nii.gz`` and ``task01_seg01.nii.gz``, ``task01_seg02.nii.gz``, ...
 
     Cases below a folder ``Validation`` that have masks become ``validation``. Visits of one patient (``case1-1``,
@@ -32,7 +31,6 @@ def convert_qubiq(
 
     Args:
         source: folder of one data set of the challenge (``brain-growth``, ``kidney``, ...).
-        output: folder to write; nothing there is overwritten.
         task: number of the task (structure) to convert.
         structure: name of the structure; default "task" and its number.
         unlabelled: add cases without masks to ``training``; without it those below a folder of test or validation
@@ -40,32 +38,40 @@ def convert_qubiq(
         test_list: text file with the names of the test cases (``case01``), one per line.
 
     Returns:
-        the folder written.
+        name, labels and cases.
 
     Raises:
         DataError: when files are missing, unreadable or do not fit each other, or no case has the task.
     """
-    folder = source_folder(source)
     pattern = r"(?P<case>case[\d-]+)/(?P<part>image|task\d+_seg\d+)\.nii(?:\.gz)?"
-    files = find_parts(folder, pattern, "case01/image.nii.gz")
+    files = find_parts(source, pattern, "case01/image.nii.gz")
     tasks = sorted({int(part[4:].split("_")[0]) for parts in files.values() for part in parts if part != "image"})
     if int(task) not in tasks:
         known = f"use {', '.join(map(str, tasks))}" if tasks else "give a folder with masks (task01_seg01.nii.gz)"
         raise fault("--task", f"{task} is in no case", known)
-    files = drop_unlabelled(files, lambda parts: bool(_masks(parts, int(task))), folder, unlabelled)
-    require_parts(files, ["image"], folder)
+    files = drop_unlabelled(files, lambda parts: bool(_masks(parts, int(task))), source, unlabelled)
+    require_parts(files, ["image"], source)
     channel_axis, channels = _channels(next(parts for parts in files.values() if _masks(parts, int(task))), int(task))
-    cases = []
-    for name, parts in files.items():
-        validates = re.search(r"valid[^/]*/", parts["image"].relative_to(folder).as_posix(), re.IGNORECASE)
-        masks = _masks(parts, int(task))
-        images = [partial(_read_channel, parts["image"], channel_axis, number) for number in range(channels)]
-        raters = [partial(_read_mask, mask) for mask in masks]
-        section = "validation" if validates and masks else "training"
-        cases.append(Case(name, images, raters=raters, group=name.split("-")[0], section=section))
+    cases = (_read_case(name, parts, int(task), channel_axis, source) for name, parts in files.items())
     names = ["image"] if channels == 1 else [f"channel {number}" for number in range(channels)]
     labels = ["background", structure or f"task {task}"]
-    return write_cases(output, f"QUBIQ {folder.name}", labels, cases, names, test_list)
+    return listed_source(f"QUBIQ {source.name}", labels, names, files, cases, test_list)
+
+
+def _read_case(name: str, parts: Parts, task: int, channel_axis: int | None, folder: Path) -> Case:
+    voxels, header = read_volume(parts["image"])
+    stack, affine = arrange(voxels, header.affine, channel_axis)
+    raters = [_read_mask(mask) for mask in _masks(parts, task)]
+    if channel_axis == 0 and raters:
+        affine = raters[0].affine  # the image's own takes channels for an axis of space
+    validates = re.search(r"valid[^/]*/", parts["image"].relative_to(folder).as_posix(), re.IGNORECASE)
+    return Case(
+        name,
+        [Volume(channel, affine, parts["image"]) for channel in stack],
+        section="validation" if validates and raters else "training",
+        group=name.split("-")[0],
+        raters=raters,
+    )
 
 
 def _masks(parts: Parts, task: int) -> list[Path]:
@@ -112,12 +118,6 @@ def arrange(voxels: np.ndarray, affine: np.ndarray, channel_axis: int | None = N
     turned = affine.copy()
     turned[:3, :3] = affine[:3, columns]
     return volume, turned
-
-
-def _read_channel(path: Path, channel_axis: int | None, number: int) -> Volume:
-    voxels, header = read_volume(path)
-    stack, affine = arrange(voxels, header.affine, channel_axis)
-    return Volume(stack[number], affine, path)
 
 
 def _read_mask(path: Path) -> Volume:

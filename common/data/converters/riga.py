@@ -8,7 +8,6 @@ the nearest region, so a boundary runs in the middle of its stroke.
 from __future__ import annotations
 
 import logging
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +16,20 @@ from skimage.measure import regionprops
 
 from ..contract.faults import DataError
 from ..contract.output import fault
-from .base import source_folder
-from .cases import Case, Volume, find_parts, require_parts, write_cases
-from .pictures import COLOURS, read_channel, read_colours
+from .base import Case, Source, Volume, converter
+from .cases import Parts, find_parts, listed_source, require_parts
+from .pictures import COLOURS, read_photograph
 
 logger = logging.getLogger(__name__)
 
 LABELS = ("background", "optic disc", "optic cup")
-RATERS = ("1", "2", "3", "4", "5", "6")
+RATERS = ("-1", "-2", "-3", "-4", "-5", "-6")  # as the files' names end
 DIFFERENCE = 40  # grey values (of 255) by which a stroke differs in one colour; JPEG differs by less elsewhere
 SMALLEST_REGION = 0.01  # share of the disc; what is smaller is a gap within a stroke
 
 
-def convert_riga(source: str, output: str, test_list: str | None = None) -> Path:
+@converter("riga", "RIGA, optic disc and cup, six raters")
+def convert_riga(source: Path, test_list: str | None = None) -> Source:
     """Convert ``image1prime.jpg`` (unmarked) and ``image1-1.jpg`` to ``image1-6.jpg`` (marked), or ``.tif``.
 
     Photographs become volumes of depth 1, red, green and blue a file each. Value 1 is the disc around the cup, 2 the
@@ -38,43 +38,45 @@ def convert_riga(source: str, output: str, test_list: str | None = None) -> Path
 
     Args:
         source: folder of the download, or of one of its parts (``BinRushed``, ``Magrabia``, ``MESSIDOR``).
-        output: folder to write; nothing there is overwritten.
         test_list: text file with the names of the test cases (the folder's path and the image's name, joined by "_",
             such as ``BinRushed_BinRushed1_image1``), one per line.
 
     Returns:
-        the folder written.
+        name, labels and cases.
 
     Raises:
         DataError: when files are missing, unreadable or do not fit each other.
     """
-    folder = source_folder(source)
     pattern = r"(?P<case>(?:[^/]+/)*image\d+)(?P<part>prime|-[1-6])\.(?:jpe?g|tiff?|png)"
-    found = find_parts(folder, pattern, "image1prime.jpg and image1-1.jpg")
-    files = {name: {part.lstrip("-"): path for part, path in parts.items()} for name, parts in found.items()}
-    require_parts(files, ["prime", *RATERS], folder)
-    cases = [
-        Case(
-            name.replace("/", "_").replace(" ", "_"),
-            [partial(read_channel, parts["prime"], channel) for channel in range(len(COLOURS))],
-            raters=[partial(_read_marking, parts[rater], parts["prime"]) for rater in RATERS],
-        )
-        for name, parts in files.items()
-    ]
-    return write_cases(output, "RIGA (optic disc and cup, six raters)", LABELS, cases, COLOURS, test_list)
+    found = find_parts(source, pattern, "image1prime.jpg and image1-1.jpg")
+    require_parts(found, ["prime", *RATERS], source)
+    files = {name.replace("/", "_").replace(" ", "_"): parts for name, parts in found.items()}
+    cases = (_read_case(name, parts) for name, parts in files.items())
+    return listed_source("RIGA (optic disc and cup, six raters)", LABELS, COLOURS, files, cases, test_list)
 
 
-def _read_marking(marked: Path, unmarked: Path) -> Volume | None:
-    before = read_colours(unmarked).astype(np.int16)
-    after = read_colours(marked).astype(np.int16)
-    if before.shape != after.shape:
-        raise fault(marked, f"has shape {after.shape}, {unmarked.name} has {before.shape}", "download the case again")
+def _read_case(name: str, parts: Parts) -> Case:
+    image = read_photograph(parts["prime"])
+    raters = [mask for rater in RATERS if (mask := _read_marking(parts[rater], image)) is not None]
+    if not raters:
+        raise fault(parts["prime"], "outlines can be read in not one marking of it", "remove this photograph")
+    return Case(name, image, raters=raters)
+
+
+def _read_marking(path: Path, image: list[Volume]) -> Volume | None:
+    """Label of one rater; None where the outlines cannot be read."""
+    differences = []
+    for before, after in zip(image, read_photograph(path), strict=True):
+        if before.voxels.shape != after.voxels.shape:
+            what = f"has {after.voxels.shape[:2]} rows and columns, the unmarked photograph {before.voxels.shape[:2]}"
+            raise fault(path, what, "download the case again")
+        differences.append(np.abs(after.voxels.astype(np.int16) - before.voxels)[..., 0])
     try:
-        label = fill_outlines(np.abs(after - before).max(axis=2) > DIFFERENCE, marked)
+        label = fill_outlines(np.max(differences, axis=0) > DIFFERENCE, path)
     except DataError as error:
         logger.warning("a rater is left out: %s", error)
         return None
-    return Volume(label[..., None], np.eye(4), marked)
+    return Volume(label[..., None], np.eye(4), path)
 
 
 def fill_outlines(strokes: np.ndarray, path: Path) -> np.ndarray:
