@@ -16,8 +16,7 @@ class Mamba(nn.Module):
 
     Source: Gu and Dao, Mamba, arXiv 2312.00752, Sec. 3.4 and 3.6. Parameters have the names, shapes and initial
     distributions of ``mamba_ssm.Mamba``: a state dict of the one loads into the other. It runs without that package;
-    the scan uses its kernel where there is one. It computes in the type of its weights, float32, under autocast too:
-    scan and gate multiply three features, which leaves the range of half precision.
+    the scan uses its kernel where there is one. Scan, gate and out-projection are float32 under autocast.
 
     ``A_log`` and ``D`` carry the attribute ``_no_weight_decay``, for optimisers that ask.
 
@@ -59,23 +58,15 @@ class Mamba(nn.Module):
         self.dt_proj.bias.data.copy_(steps + torch.log(-torch.expm1(-steps)))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        tokens = tokens.to(self.in_proj.weight.dtype)
-        if torch.jit.is_scripting():
-            return self._mix(tokens)
-        if torch.jit.is_tracing() or torch.compiler.is_exporting():  # an exported graph has no autocast
-            return self._mix(tokens)
-        with torch.autocast(tokens.device.type, enabled=False):
-            return self._mix(tokens)
-
-    def _mix(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What the block makes of tokens (B, L, d_model): the same shape."""
         x, z = self.in_proj(tokens).transpose(1, 2).chunk(2, dim=1)  # (B, inner, L)
         x = functional.silu(self.conv1d(x)[:, :, : tokens.shape[1]])  # cut: a token sees none that comes after it
         low_rank, B, C = self.x_proj(x.transpose(1, 2)).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         delta = functional.linear(low_rank, self.dt_proj.weight).transpose(1, 2)
         y = selective_scan(
-            x,
+            x.to(self.D.dtype),  # y is of the fifth degree in the tokens and leaves float16's range early
             delta,
-            -torch.exp(self.A_log),
+            -torch.exp(self.A_log.float()),
             B.transpose(1, 2),
             C.transpose(1, 2),
             self.D,
@@ -83,7 +74,10 @@ class Mamba(nn.Module):
             self.dt_proj.bias,
             delta_softplus=True,
         )
-        return self.out_proj(y.transpose(1, 2))
+        if torch.jit.is_scripting():
+            return self.out_proj(y.transpose(1, 2))
+        with torch.autocast(y.device.type, enabled=False):
+            return self.out_proj(y.transpose(1, 2))
 
 
 class SpatialMamba(nn.Module):
@@ -110,6 +104,7 @@ class SpatialMamba(nn.Module):
         self.mamba = Mamba(channels)
 
     def forward(self, feature: torch.Tensor) -> torch.Tensor:
+        """The feature (B, channels, *S) mixed over its voxels."""
         tokens = self.mamba(self.norm(feature.flatten(2).transpose(1, 2)))
         mixed = tokens.transpose(1, 2).reshape(feature.shape)
         return feature + mixed if self.residual else mixed

@@ -87,7 +87,7 @@ def _sums(
     total = own_norm.square() / (own_norm.square() + epsilon)
     count = (block.at(classes, centre) == own_class).to(values.dtype)
     same = total * count
-    begin, length = block.flat([block.radius] * len(block.shape)), block.length
+    begin, length = block.first, block.length
     mask = torch.empty_like(total)
     offsets = window_offsets(block.radius, len(block.shape))
     for offset in offsets[len(offsets) // 2 :]:

@@ -15,7 +15,7 @@ from .spread import local_variance
 from .threads import map_blocks
 from .windows import WindowBlock, runs_plain, shifted, window_blocks
 
-_ELEMENTS = 2**14  # of a block; on a CPU its buffers should stay in the cache
+_ELEMENTS = 2**15  # of a block; on a CPU its buffers should stay in the cache
 _EPSILON = 1e-6
 
 
@@ -57,7 +57,8 @@ def bilateral_enhancement(
         >>> bilateral_enhancement(logits, image, average=True).tolist()
         [[[[1.5, 2.5]]]]
     """
-    _check(logits, image, windows, sigma)
+    if not torch.jit.is_tracing():
+        _check(logits, image, windows, sigma)
     dtype = torch.float64 if logits.dtype is torch.float64 else torch.float32
     radii = sorted(side // 2 for side in windows)
     with torch.autocast(logits.device.type, enabled=False):
@@ -82,7 +83,7 @@ class _Filter(torch.autograd.Function):
         def smooth(block: WindowBlock) -> None:
             images, maps = block.cut(image, torch.inf), block.cut(logits, 0.0)
             maps = torch.cat([maps, torch.ones_like(maps[:1])])  # filters the sum of weights along
-            rate, own = block.at(block.cut(rates, -1.0), centre), block.at(images, centre)
+            rate, own = block.at(block.cut(rates, -1.0), centre).unbind(), block.at(images, centre)
             sums = [maps.new_zeros((len(maps), block.length)) for _ in radii]
             for offset, first in _rings(radii, len(centre)):
                 distance = _distance(block.at(images, offset), own)
@@ -115,7 +116,7 @@ class _Filter(torch.autograd.Function):
             own, total = block.at(images, centre), flow.new_zeros((len(flow), block.length))
             for offset, first in _rings(radii, len(centre)):
                 # this voxel as the neighbour of the one at the offset
-                distance, theirs = _distance(block.at(images, offset), own), block.at(rate, offset)
+                distance, theirs = _distance(block.at(images, offset), own), block.at(rate, offset).unbind()
                 for k in range(first, len(radii)):
                     total.addcmul_((distance * theirs[k]).exp2_(), block.at(flows[k], offset))
             block.write(total, result)
@@ -190,7 +191,7 @@ def _plain_rate(
 
 
 def _check(logits: torch.Tensor, image: torch.Tensor, windows: Sequence[int], sigma: float | None) -> None:
-    if (len(image), *image.shape[2:]) != (len(logits), *logits.shape[2:]):
+    if image.ndim != logits.ndim or image.shape[2:] != logits.shape[2:] or len(image) != len(logits):
         raise ValueError(f"image {tuple(image.shape)} does not match logits {tuple(logits.shape)}.")
     if not windows or any(side < 3 or side % 2 == 0 for side in windows):
         raise ValueError(f"windows must be odd sides of at least 3 voxels, got {tuple(windows)}.")

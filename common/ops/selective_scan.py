@@ -53,7 +53,7 @@ def selective_scan(
     Raises:
         ValueError: when shapes do not fit, or for the forms that no Mamba block uses: B or C that do not depend on the
             input, and complex numbers.
-        RuntimeError: when a second derivative is asked for.
+        RuntimeError: when a second derivative is asked for (``create_graph``).
 
     Example:
         >>> ones = torch.ones(1, 1, 3)
@@ -61,9 +61,11 @@ def selective_scan(
         tensor([[[1.0000, 1.5000, 1.7500]]])
     """
     if torch.jit.is_scripting():
+        _check(u, delta, A, B, C, D, z, delta_bias)
         return _plain(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-    if torch.jit.is_tracing() or torch.compiler.is_exporting():  # the loop has no operation that autocast lowers
-        return _plain(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        with torch.autocast(u.device.type, enabled=False):
+            return _plain(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     _check(u, delta, A, B, C, D, z, delta_bias)
     with torch.autocast(u.device.type, enabled=False):
         kernel = _cuda_kernel() if u.is_cuda and u.dtype is not torch.float64 else None
@@ -149,16 +151,15 @@ def _exported_loop(
     """The loop as an operator of the exported graph, which ONNX has as Scan."""
     from torch._higher_order_ops.scan import scan
 
-    # with gradients the operator would hand on sizes that its conversion to ONNX takes for tensors
-    u, delta, A, B, C = (x.detach() for x in (u, delta, A, B, C))
-
-    def advance(state: torch.Tensor, now: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        x, step, b, c = now
+    def advance(carry: list[torch.Tensor], now: list[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+        (state, rate), (x, step, b, c) = carry, now
         step = step.unsqueeze(-1)
-        state = torch.exp(step * A) * state + (step * x.unsqueeze(-1)) * b.unsqueeze(1)
-        return state, (state * c.unsqueeze(1)).sum(-1)
+        state = torch.exp(step * rate) * state + (step * x.unsqueeze(-1)) * b.unsqueeze(1)
+        return [state, rate.clone()], (state * c.unsqueeze(1)).sum(-1)
 
-    _, outputs = scan(advance, torch.zeros_like(A), [x.permute(2, 0, 1) for x in (u, delta, B, C)])
+    # A is carried along: one that the body took from outside would bring its symbolic size, which ONNX refuses
+    rates = A.contiguous()
+    _, outputs = scan(advance, [torch.zeros_like(rates), rates], [x.permute(2, 0, 1) for x in (u, delta, B, C)])
     return outputs.permute(1, 2, 0)
 
 
@@ -187,12 +188,12 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        if torch.is_grad_enabled():  # only then: once_differentiable lets a constant `grad` pass, and loses its share
-            raise RuntimeError("selective_scan has no second derivative: call backward or grad without create_graph.")
+        if torch.is_grad_enabled():
+            raise RuntimeError("The selective scan has no second derivative: ask for gradients without create_graph.")
         u, delta, A, B, C, starts = ctx.saved_tensors
         # B and C serve all channels: their gradients are sums over the blocks
         gradients = [*map(torch.empty_like, (u, delta, A)), *map(torch.zeros_like, (B, C))]
-        with one_thread(), torch.autocast(grad.device.type, enabled=False):
+        with one_thread(), torch.autocast(u.device.type, enabled=False):  # backward may be called inside autocast
             for images, channels in _blocks(A):
                 own = (images, channels)
                 _backward(

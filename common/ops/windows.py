@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -178,17 +180,22 @@ class WindowBlock:
     shape: tuple[int, ...]
     radius: int
 
-    @property
+    @cached_property  # asked for at every offset
     def strides(self) -> tuple[int, ...]:
         """Of the flat layout, an axis each."""
         padded = [size + 2 * self.radius for size in self.shape]
         return tuple(math.prod(padded[axis + 1 :]) for axis in range(len(padded)))
 
-    @property
+    @cached_property
     def length(self) -> int:
         """From the first voxel to the last in the flat layout: what an operation works on, some margin included."""
         sizes = (self.planes.stop - self.planes.start, *self.shape[1:])
         return 1 + sum((size - 1) * stride for size, stride in zip(sizes, self.strides, strict=True))
+
+    @cached_property
+    def first(self) -> int:
+        """Place of the first voxel in the flat layout."""
+        return self.radius * sum(self.strides)
 
     def reach(self, margin: int) -> slice:
         """The planes and so many more on both sides, as far as the image goes."""
@@ -211,12 +218,11 @@ class WindowBlock:
 
     def at(self, padded: torch.Tensor, offset: Sequence[int]) -> torch.Tensor:
         """What lies at an offset from every voxel: (C, length), a view."""
-        start = self.flat([self.radius + step for step in offset])
-        return padded[:, start : start + self.length]
+        return padded.narrow(1, self.first + self.flat(offset), self.length)
 
     def flat(self, offset: Sequence[int]) -> int:
         """An offset as a step in the flat layout."""
-        return sum(step * stride for step, stride in zip(offset, self.strides, strict=True))
+        return sum(map(operator.mul, offset, self.strides))
 
     def write(self, values: torch.Tensor, target: torch.Tensor) -> None:
         """Put the voxels of (C, length) into their planes of (B, C, H, W[, D])."""

@@ -23,6 +23,8 @@ import torch
 from monai.bundle import ConfigWorkflow
 from monai.bundle.scripts import _get_fake_spatial_shape
 
+from tests.tiny import PRECISIONS
+
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = ROOT / "tests" / "data_schema" / "meta_schema_20240725.json"
 NOT_TRAINING = ("train", "evaluate", "inference", "audit", "multi_gpu_train")
@@ -132,6 +134,21 @@ def test_audit_ranks_the_cases(trained: Any, run_id: str, tmp_path: Path) -> Non
     files = ("train", "audit")
     trained.run(run_id, *files, **trained.tiny(*files, output_dir=str(tmp_path)))
     assert list(tmp_path.rglob("*.csv")) and list(tmp_path.rglob("*.png")) and list(tmp_path.rglob("*.nii.gz"))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_each_precision_trains_and_is_evaluated(bundle: Any, precision: str, tmp_path: Path) -> None:
+    """Whatever number type the machine has, not only the one that `auto` chooses."""
+    folders = {"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")}
+    given = folders | bundle.small_network
+    bundle.run("training", "train", **bundle.tiny("train", **given), max_epochs=1, precision=precision)
+    with (tmp_path / "eval" / "history.csv").open() as file:
+        assert all(math.isfinite(float(row["value"])) for row in csv.DictReader(file))
+    files = ("train", "evaluate")
+    few_windows = {"overlap": 0.0} if "overlap" in bundle.load("evaluate") else {}
+    bundle.run("evaluating", *files, **bundle.tiny(*files, **given), **few_windows)
+    assert (tmp_path / "eval" / "test" / "metrics.csv").is_file()
+    shutil.rmtree(tmp_path)
 
 
 @pytest.mark.parametrize(("config", "kind"), [("train", "train"), ("inference", "infer")])

@@ -1,3 +1,3 @@
-"""AffinityUMamba: the network of two decoders, and U-Mamba, on which it is built."""
+"""AffinityUMamba: the method, its losses and its network."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""U-Mamba and the two-decoder network of AffinityUMamba, and a baseline brought to one output."""
+"""The networks of Zhang et al., MICCAI 2025: U-Mamba's encoder and decoders, and AffinityUMamba's pair of decoders."""
 
 from __future__ import annotations
 
@@ -7,122 +7,60 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from monai.networks.layers.factories import Conv, Norm
-from monai.networks.nets import BasicUNetPlusPlus
+from monai.networks.layers.factories import Conv, Dropout, Norm
 from torch import nn
+from torch.nn import functional
 
 from common.networks.mamba import SpatialMamba
 from common.ops.bilateral import bilateral_enhancement
 from common.ops.gate import affinity_gate
 from common.settings import switch
 
-FILTERS = (32, 64, 128, 256, 320, 320)  # from full resolution down
-SLOPE = 0.01  # of the leaky ReLU
-BLOCKS = 2  # of a stage; one in the encoder's coarser half and in the decoder's finer half
-
-Steps = Sequence[int | Sequence[int]]  # a number, or one for each axis, at every level
+FILTERS = (32, 64, 128, 256, 320, 320)
+SLOPE = 0.01  # of the leaky ReLUs
+Size = int | Sequence[int]
 
 
 class Branches(NamedTuple):
     """What training needs of both decoders.
 
     Attributes:
-        cnn: logits (B, C, *S) of the convolutional decoder, after pixel neighbourhood enhancement.
-        am: logits (B, C, *S) of the Affinity-Mamba decoder, which ships.
+        cnn: logits of the CNN decoder (B, C, *S), enhanced by the image's neighbourhoods where ``pne`` is on.
+        am: logits of the Affinity-Mamba decoder (B, C, *S).
     """
 
     cnn: torch.Tensor
     am: torch.Tensor
 
 
-class _Family(nn.Module):
-    """What the networks share: the residual encoder, the sizes that it takes, the initialisation."""
+class UMamba(nn.Module):
+    """U-Mamba: a residual encoder with Mamba behind some of its stages, and one CNN decoder.
 
-    def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        filters: Sequence[int],
-        strides: Steps | None,
-        kernel_sizes: Steps | None,
-        dropout: float,
-    ) -> None:
-        super().__init__()
-        if spatial_dims not in (2, 3):
-            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
-        if len(filters) < 2:
-            raise ValueError(f"filters must name at least two levels, got {list(filters)}.")
-        self.spatial_dims, self.filters = spatial_dims, tuple(filters)
-        self.strides = _per_level(strides, "strides", 2, len(filters) - 1, spatial_dims)
-        self.kernels = _per_level(kernel_sizes, "kernel_sizes", 3, len(filters), spatial_dims)
-        if any(size % 2 == 0 for kernel in self.kernels for size in kernel):
-            raise ValueError(f"kernel_sizes must be odd, got {kernel_sizes}.")
-        self.encoder = _Encoder(spatial_dims, in_channels, self.filters, self.strides, self.kernels)
-        self.dropout = nn.Dropout3d(dropout) if spatial_dims == 3 else nn.Dropout2d(dropout)
-
-    def _encode(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """Features from full resolution down."""
-        if not torch.jit.is_tracing() and not torch.compiler.is_exporting():
-            self._check_size(image)
-        features = self.encoder(image)
-        return [*features[:-1], self.dropout(features[-1])]
-
-    def _check_size(self, image: torch.Tensor) -> None:
-        steps = [math.prod(stride[axis] for stride in self.strides) for axis in range(self.spatial_dims)]
-        sizes = list(image.shape[2:])
-        if len(sizes) != len(steps) or any(size % step != 0 for size, step in zip(sizes, steps, strict=True)):
-            raise ValueError(
-                f"This network needs spatial sizes that are multiples of {steps}, got {sizes}: choose such a "
-                "patch_size, pad the image, or give other strides."
-            )
-        if sizes == steps:
-            raise ValueError(
-                f"Spatial sizes {sizes} leave one voxel at the coarsest level, which cannot be normalised: choose a "
-                f"larger patch_size, another multiple of {steps}."
-            )
-
-    def _decoder(self, mamba_levels: Sequence[int] = (), mamba_residual: bool = True) -> _Decoder:
-        return _Decoder(self.spatial_dims, self.filters, self.strides, self.kernels, mamba_levels, mamba_residual)
-
-    def _output(self, out_channels: int) -> nn.Module:
-        output: nn.Module = Conv[Conv.CONV, self.spatial_dims](self.filters[0], out_channels, 1)
-        return output
-
-    def _settle(self) -> None:
-        """He initialisation of the convolutions over space; Mamba keeps its own."""
-        for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.Conv3d)):
-                nn.init.kaiming_normal_(module.weight, a=SLOPE)
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-
-
-class UMamba(_Family):
-    """U-Mamba with Mamba at the bottleneck; without it the plain residual U-Net that it is compared with.
-
-    Source: Ma et al., U-Mamba, arXiv 2401.04722 (U-Mamba_Bot), here without deep supervision.
+    Source: Ma et al., U-Mamba, arXiv 2401.04722, Sec. 2. Mamba behind the deepest stage alone is their U-Mamba_Bot,
+    behind every stage their U-Mamba_Enc (whose deepest stages exchange channels and voxels; here voxels are the tokens
+    everywhere, so that weights fit any size); behind none it is nnU-Net's residual U-Net. As nnU-Net plans it for ACDC
+    (6 stages, 4 classes) these have 41,934,020, 43,207,620 and 41,258,180 parameters. No deep supervision.
 
     Args:
         spatial_dims: 2 or 3.
         in_channels: image channels.
         out_channels: classes, background included.
-        filters: channels from full resolution down.
-        strides: between the levels, from full resolution down, one fewer than filters; a number or one for each axis.
-            None: 2.
-        kernel_sizes: of the convolutions at each level, odd; None: 3.
-        mamba: whether the bottleneck has a Mamba layer.
-        mamba_residual: whether that layer adds to the feature; U-Mamba's replaces it.
-        dropout: probability to drop a channel of the bottleneck, in [0, 1).
+        filters: channels of each stage, from full resolution down.
+        strides: of each stage, one number or one an axis; the first is 1. None: 1, then 2s.
+        kernels: sides of each stage's convolutions, odd, one number or one an axis. None: 3s.
+        mamba_stages: stages, from 0 at full resolution, that Mamba follows. None: the deepest.
+        mamba_residual: whether Mamba adds to the feature; else it replaces it, as U-Mamba's does.
+        dropout: probability to drop a channel, in [0, 1), after the deepest stage and before the output convolution.
 
     Shape:
         image (B, in_channels, H, W[, D]) to logits (B, out_channels, H, W[, D]).
 
     Raises:
-        ValueError: when a spatial size is no multiple of the product of its strides, the coarsest level would be one
-            voxel, or an argument is out of range.
+        ValueError: when a spatial size is no multiple of its axis's strides, or an argument is out of range.
 
     Example:
-        >>> UMamba(2, filters=(4, 8, 8)).eval()(torch.zeros(1, 1, 16, 8)).shape
-        torch.Size([1, 2, 16, 8])
+        >>> UMamba(2, out_channels=4, filters=(4, 8))(torch.zeros(1, 1, 16, 24)).shape
+        torch.Size([1, 4, 16, 24])
     """
 
     def __init__(
@@ -131,61 +69,61 @@ class UMamba(_Family):
         in_channels: int = 1,
         out_channels: int = 2,
         filters: Sequence[int] = FILTERS,
-        strides: Steps | None = None,
-        kernel_sizes: Steps | None = None,
-        mamba: bool = True,
-        mamba_residual: bool = False,
+        strides: Sequence[Size] | None = None,
+        kernels: Sequence[Size] | None = None,
+        mamba_stages: Sequence[int] | None = None,
+        mamba_residual: bool = True,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(spatial_dims, in_channels, filters, strides, kernel_sizes, dropout)
-        residual = switch(mamba_residual, "mamba_residual")
-        self.bottleneck = SpatialMamba(filters[-1], residual) if switch(mamba, "mamba") else nn.Identity()
-        self.decoder = self._decoder()
-        self.output = self._output(out_channels)
-        self._settle()
+        super().__init__()
+        plan = Plan.of(spatial_dims, filters, strides, kernels)
+        stages = [len(filters) - 1] if mamba_stages is None else mamba_stages
+        self.encoder = Encoder(plan, in_channels, stages, switch(mamba_residual, "mamba_residual"), dropout)
+        self.decoder = Decoder(plan, out_channels, (), True, dropout)
+        _initialise(self)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        *skips, deepest = self._encode(image)
-        logits: torch.Tensor = self.output(self.decoder([*skips, self.bottleneck(deepest)])[-1])
-        return logits
+        """Logits (B, out_channels, *S) of an image (B, in_channels, *S)."""
+        return self.decoder.output(self.decoder(self.encoder(image))[-1])
 
 
-class AffinityUMamba(_Family):
-    """One residual encoder, a convolutional decoder and an Affinity-Mamba decoder, whose answer ships.
+class AffinityUMamba(nn.Module):
+    """One encoder, a CNN decoder and an Affinity-Mamba decoder that the CNN decoder's features steer.
 
-    Source: Zhang et al., AffinityUMamba, MICCAI 2025, Fig. 1, Secs. 2.1 and 2.2, with the blocks of U-Mamba. A level of
-    the Affinity-Mamba decoder is convolutions, Mamba over its voxels, and implicit affinity enhancement (Eq. 1), where
-    the convolutional decoder's feature of the level selects the neighbours to add. Pixel neighbourhood enhancement
-    (Eq. 2) filters the convolutional decoder's logits by the image; as the other decoder ships, in training only.
+    Source: Zhang et al., AffinityUMamba, MICCAI 2025, Sec. 2 and Fig. 1. A level of the Affinity-Mamba (AM) decoder is
+    that of the CNN decoder, then Mamba over its voxels, then implicit affinity enhancement (IAE, Eq. 1) with the CNN
+    decoder's feature of the same level. Pixel neighbourhood enhancement (PNE, Eq. 2) acts on the CNN decoder's logits.
+    The encoder is nnU-Net's residual one, as in :class:`UMamba`. No gradient flows through IAE into the CNN decoder.
+    As nnU-Net plans it for ACDC it has 68,391,368 parameters.
 
     Args:
         spatial_dims: 2 or 3.
         in_channels: image channels.
         out_channels: classes, background included.
-        filters: channels from full resolution down.
-        strides: between the levels, from full resolution down, one fewer than filters; a number or one for each axis.
-            None: 2.
-        kernel_sizes: of the convolutions at each level, odd; None: 3.
-        iae: implicit affinity enhancement (Table 3).
-        iae_normalise: divide its sum by the number of neighbours selected; False: the sum as printed.
-        pne: pixel neighbourhood enhancement (Table 3).
-        pne_average: halve its result; False: as printed, which doubles logits in regions of one intensity.
-        mamba_levels: decoder levels with Mamba, 0 is full resolution; None: all. Its time is in proportion to the
-            voxels of the level.
-        mamba_residual: whether Mamba adds to the feature; else it replaces it, as in U-Mamba.
-        dropout: probability to drop a channel of the bottleneck, in [0, 1).
+        filters: channels of each stage, from full resolution down.
+        strides: of each stage, one number or one an axis; the first is 1. None: 1, then 2s.
+        kernels: sides of each stage's convolutions, odd, one number or one an axis. None: 3s.
+        iae: whether the AM decoder has IAE.
+        pne: whether the CNN decoder's logits get PNE.
+        mamba_levels: levels of the AM decoder, from 0 at full resolution, that have Mamba; the number of stages less 1
+            means the encoder's deepest feature on its way into that decoder. None: all but that one. Time grows with
+            the level's voxels: on a CPU leave out those of more than some 40,000.
+        mamba_residual: whether Mamba adds to the feature; else it replaces it, as U-Mamba's does.
+        iae_normalise: whether IAE divides by the number of neighbours selected; else the sum as printed.
+        pne_sigma: the constant of Eq. 2, in squared units of the image; None: the image's local variance.
+        pne_average: whether PNE halves its result, which as printed about doubles logits in even regions.
+        dropout: probability to drop a channel, in [0, 1), after the deepest stage and before the output convolutions.
 
     Shape:
-        image (B, in_channels, H, W[, D]) to logits (B, out_channels, H, W[, D]) of the Affinity-Mamba decoder.
+        image (B, in_channels, H, W[, D]) to the AM decoder's logits (B, out_channels, H, W[, D]).
 
     Raises:
-        ValueError: when a spatial size is no multiple of the product of its strides, the coarsest level would be one
-            voxel, or an argument is out of range.
+        ValueError: when a spatial size is no multiple of its axis's strides, or an argument is out of range.
 
     Example:
-        >>> network = AffinityUMamba(2, filters=(4, 8, 8)).eval()
-        >>> network(torch.zeros(1, 1, 16, 8)).shape, network.branches(torch.zeros(1, 1, 16, 8)).cnn.shape
-        (torch.Size([1, 2, 16, 8]), torch.Size([1, 2, 16, 8]))
+        >>> network = AffinityUMamba(out_channels=4, filters=(4, 8))
+        >>> network(torch.zeros(1, 1, 8, 8, 16)).shape, network.branches(torch.zeros(1, 1, 8, 8, 16)).cnn.shape
+        (torch.Size([1, 4, 8, 8, 16]), torch.Size([1, 4, 8, 8, 16]))
     """
 
     def __init__(
@@ -194,199 +132,288 @@ class AffinityUMamba(_Family):
         in_channels: int = 1,
         out_channels: int = 2,
         filters: Sequence[int] = FILTERS,
-        strides: Steps | None = None,
-        kernel_sizes: Steps | None = None,
+        strides: Sequence[Size] | None = None,
+        kernels: Sequence[Size] | None = None,
         iae: bool = True,
-        iae_normalise: bool = True,
         pne: bool = True,
-        pne_average: bool = False,
         mamba_levels: Sequence[int] | None = None,
         mamba_residual: bool = True,
+        iae_normalise: bool = True,
+        pne_sigma: float | None = None,
+        pne_average: bool = False,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(spatial_dims, in_channels, filters, strides, kernel_sizes, dropout)
-        levels = range(len(filters) - 1)
-        mamba_levels = list(levels) if mamba_levels is None else list(mamba_levels)
-        if any(level not in levels for level in mamba_levels):
-            raise ValueError(f"mamba_levels must be among {list(levels)}, got {mamba_levels}.")
+        super().__init__()
+        plan = Plan.of(spatial_dims, filters, strides, kernels)
+        levels = range(len(filters) - 1) if mamba_levels is None else mamba_levels
+        residual = switch(mamba_residual, "mamba_residual")
         self.iae, self.iae_normalise = switch(iae, "iae"), switch(iae_normalise, "iae_normalise")
         self.pne, self.pne_average = switch(pne, "pne"), switch(pne_average, "pne_average")
-        self.cnn_decoder = self._decoder()
-        self.am_decoder = self._decoder(mamba_levels, switch(mamba_residual, "mamba_residual"))
-        self.cnn_output, self.am_output = self._output(out_channels), self._output(out_channels)
-        self._settle()
+        self.pne_sigma = pne_sigma
+        self.encoder = Encoder(plan, in_channels, (), residual, dropout)
+        self.cnn = Decoder(plan, out_channels, (), residual, dropout)
+        self.am = Decoder(plan, out_channels, levels, residual, dropout, self.iae, self.iae_normalise)
+        _initialise(self)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        features = self._encode(image)
-        guides = self.cnn_decoder(features) if self.iae else []  # without the gate one decoder is enough
-        return self._affinity_mamba(features, guides)
+        """The AM decoder's logits (B, out_channels, *S) of an image (B, in_channels, *S)."""
+        features = self.encoder(image)
+        guides: list[torch.Tensor] | None = None
+        if self.iae:
+            guides = self.cnn(features)
+        return self.am.output(self.am(features, guides)[-1])
 
     def branches(self, image: torch.Tensor) -> Branches:
-        """Logits of both decoders, (B, out_channels, *S) each."""
-        features = self._encode(image)
-        guides = self.cnn_decoder(features)
-        cnn = self.cnn_output(guides[-1])
+        """Logits of both decoders; those of the CNN decoder after PNE."""
+        features = self.encoder(image)
+        guides = self.cnn(features)
+        cnn, am = self.cnn.output(guides[-1]), self.am.output(self.am(features, guides)[-1])
         if self.pne:
-            cnn = bilateral_enhancement(cnn, image, average=self.pne_average)
-        return Branches(cnn, self._affinity_mamba(features, guides))
-
-    def _affinity_mamba(self, features: list[torch.Tensor], guides: list[torch.Tensor]) -> torch.Tensor:
-        decoded = self.am_decoder(features, guides if self.iae else [], self.iae_normalise)
-        logits: torch.Tensor = self.am_output(decoded[-1])
-        return logits
+            cnn = bilateral_enhancement(cnn, image, sigma=self.pne_sigma, average=self.pne_average)
+        return Branches(cnn, am)
 
 
-class UNetPlusPlus(BasicUNetPlusPlus):
-    """MONAI's UNet++ as a baseline: the logits themselves instead of a list of them.
+class Plan(NamedTuple):
+    """Shape of the encoder and its decoders, stage by stage, with one number an axis."""
 
-    Args:
-        *args: of MONAI's ``BasicUNetPlusPlus``, without ``deep_supervision``.
-        **kwargs: the same.
+    dims: int
+    filters: list[int]
+    strides: list[tuple[int, ...]]
+    kernels: list[tuple[int, ...]]
+
+    @classmethod
+    def of(
+        cls, spatial_dims: int, filters: Sequence[int], strides: Sequence[Size] | None, kernels: Sequence[Size] | None
+    ) -> Plan:
+        """Check and complete the arguments of a network."""
+        if spatial_dims not in (2, 3):
+            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
+        count = len(filters)
+        if count < 2 or min(filters) < 1:
+            raise ValueError(f"filters must be 2 or more positive numbers of channels, got {list(filters)}.")
+        given = {
+            "strides": [1] + [2] * (count - 1) if strides is None else strides,
+            "kernels": [3] * count if kernels is None else kernels,
+        }
+        whole: dict[str, list[tuple[int, ...]]] = {}
+        for name, sizes in given.items():
+            whole[name] = [(size,) * spatial_dims if isinstance(size, int) else tuple(size) for size in sizes]
+            if len(sizes) != count or any(len(size) != spatial_dims or min(size) < 1 for size in whole[name]):
+                raise ValueError(
+                    f"{name} must hold {count} entries, one for each of filters, each a positive number or "
+                    f"{spatial_dims} of them, got {list(sizes)}."
+                )
+        if max(whole["strides"][0]) != 1:
+            raise ValueError(f"strides must begin with 1, got {list(given['strides'])}.")
+        if any(side % 2 == 0 for kernel in whole["kernels"] for side in kernel):
+            raise ValueError(f"kernels must be odd, got {list(given['kernels'])}.")
+        return cls(spatial_dims, list(filters), **whole)
+
+    @property
+    def steps(self) -> list[int]:
+        """What a spatial size must be a multiple of, an axis."""
+        return [math.prod(stride[axis] for stride in self.strides) for axis in range(self.dims)]
+
+
+class Encoder(nn.Module):
+    """nnU-Net's residual encoder: a stem, then stages; two blocks in each of the first half, one after it.
 
     Shape:
-        image (B, in_channels, H, W[, D]), sizes multiples of 16, to logits (B, out_channels, H, W[, D]).
+        image (B, in_channels, *S) to the stages' features, from full resolution down.
     """
 
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        (logits,) = super().forward(image)
-        return logits
-
-
-class _Encoder(nn.Module):
-    """Stem and stages of residual blocks; image to features from full resolution down."""
-
     def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        filters: tuple[int, ...],
-        strides: list[tuple[int, ...]],
-        kernels: list[tuple[int, ...]],
+        self, plan: Plan, in_channels: int, mamba_stages: Sequence[int], mamba_residual: bool, dropout: float
     ) -> None:
         super().__init__()
-        one = (1,) * spatial_dims
-        self.stem = _stage(spatial_dims, in_channels, filters[0], kernels[0], one, BLOCKS)
-        coarse = math.ceil(len(filters) / 2)
+        count = len(plan.filters)
+        _check_levels("mamba_stages", mamba_stages, count)
+        self.steps = plan.steps
+        self.stem = _blocks(plan, 0, in_channels, 2)
         self.stages = nn.ModuleList(
-            _stage(
-                spatial_dims,
-                filters[max(level - 1, 0)],
-                filters[level],
-                kernels[level],
-                one if level == 0 else strides[level - 1],
-                1 if level >= coarse else BLOCKS,
+            _blocks(
+                plan,
+                stage,
+                plan.filters[max(stage - 1, 0)],
+                2 if stage < math.ceil(count / 2) else 1,
+                plan.strides[stage],
             )
-            for level in range(len(filters))
+            for stage in range(count)
         )
+        self.mamba = _mambas([plan.filters[i] if i in mamba_stages else 0 for i in range(count)], mamba_residual)
+        self.dropout = Dropout[Dropout.DROPOUT, plan.dims](dropout)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        features = [self.stem(image)]
-        for stage in self.stages:
-            features.append(stage(features[-1]))
-        return features[1:]
+        """The stages' features, from full resolution down."""
+        if not torch.jit.is_tracing():
+            check_size(image, self.steps, self.training)
+        feature = self.stem(image)
+        features: list[torch.Tensor] = []
+        for stage, mamba in zip(self.stages, self.mamba):  # noqa: B905 - TorchScript knows no strict=
+            feature = mamba(stage(feature))
+            features.append(feature)
+        features[-1] = self.dropout(features[-1])
+        return features
 
 
-class _Decoder(nn.Module):
-    """Way up from the encoder's features; gives its own features, the finest last."""
+class Decoder(nn.Module):
+    """From the deepest feature up: upsampling, the encoder's feature beside it, blocks, Mamba and IAE if asked for.
+
+    Shape:
+        the encoder's features, and guides for IAE, of the levels from the deepest up, to the levels' features in that
+        order, the last at full resolution; ``output`` turns that one into logits.
+    """
 
     def __init__(
         self,
-        spatial_dims: int,
-        filters: tuple[int, ...],
-        strides: list[tuple[int, ...]],
-        kernels: list[tuple[int, ...]],
+        plan: Plan,
+        out_channels: int,
         mamba_levels: Sequence[int],
         mamba_residual: bool,
+        dropout: float,
+        iae: bool = False,
+        iae_normalise: bool = True,
     ) -> None:
         super().__init__()
-        levels = list(reversed(range(len(filters) - 1)))  # from the coarsest to the finest, the order in which they run
-        fine = math.ceil(len(filters) / 2)
+        filters, count = plan.filters, len(plan.filters)
+        _check_levels("mamba_levels", mamba_levels, count)
+        self.iae, self.iae_normalise = iae, iae_normalise
+        levels = range(count - 2, -1, -1)  # from the deepest up, the order in which they run
+        deep = math.ceil((count - 1) / 2 + 0.5)
         self.up = nn.ModuleList(
-            nn.Sequential(
-                nn.Upsample(scale_factor=tuple(map(float, strides[level])), mode="nearest"),
-                Conv[Conv.CONV, spatial_dims](filters[level + 1], filters[level], 1),
-            )
-            for level in levels
+            Upsample(plan.dims, filters[level + 1], filters[level], plan.strides[level + 1]) for level in levels
         )
-        self.stages = nn.ModuleList(
-            _stage(
-                spatial_dims,
-                2 * filters[level],
-                filters[level],
-                kernels[level],
-                (1,) * spatial_dims,
-                1 if order >= fine else BLOCKS,
-            )
-            for order, level in enumerate(levels)
+        self.blocks = nn.ModuleList(
+            _blocks(plan, level, 2 * filters[level], 2 if place < deep else 1) for place, level in enumerate(levels)
         )
-        self.mamba = nn.ModuleList(
-            SpatialMamba(filters[level], mamba_residual) if level in mamba_levels else nn.Identity() for level in levels
-        )
+        channels = [filters[level] if level in mamba_levels else 0 for level in (count - 1, *levels)]
+        self.entry, *rest = _mambas(channels, mamba_residual)
+        self.mamba = nn.ModuleList(rest)
+        self.dropout = Dropout[Dropout.DROPOUT, plan.dims](dropout)
+        self.classes = Conv[Conv.CONV, plan.dims](filters[0], out_channels, 1)
 
-    def forward(
-        self, features: list[torch.Tensor], guides: Sequence[torch.Tensor] = (), normalise: bool = True
-    ) -> list[torch.Tensor]:
-        *skips, feature = features
-        decoded: list[torch.Tensor] = []
-        for level, (up, stage, mamba) in enumerate(zip(self.up, self.stages, self.mamba, strict=True)):
-            feature = mamba(stage(torch.cat([up(feature), skips.pop()], 1)))
-            if guides:
-                feature = affinity_gate(feature, guides[level], normalise=normalise)
-            decoded.append(feature)
-        return decoded
+    def forward(self, features: list[torch.Tensor], guides: list[torch.Tensor] | None = None) -> list[torch.Tensor]:
+        """The levels' features, from the deepest up; ``guides`` are those of the decoder that steers IAE."""
+        feature = self.entry(features[-1])
+        levels: list[torch.Tensor] = []
+        for up, blocks, mamba in zip(self.up, self.blocks, self.mamba):  # noqa: B905
+            skip = features[len(features) - 2 - len(levels)]
+            feature = mamba(blocks(torch.cat([up(feature), skip], 1)))
+            if self.iae:
+                assert guides is not None
+                feature = affinity_gate(feature, guides[len(levels)], normalise=self.iae_normalise)
+            levels.append(feature)
+        return levels
+
+    def output(self, feature: torch.Tensor) -> torch.Tensor:
+        """Logits (B, out_channels, *S) of the last level's feature."""
+        return self.classes(self.dropout(feature))
 
 
-class _ResidualBlock(nn.Module):
-    """Two convolutions with instance normalisation beside a shortcut, which is a 1x1x1 convolution if asked for."""
+class Upsample(nn.Module):
+    """A convolution of kernel 1, then nearest neighbours: the other order gives the same, with more work."""
+
+    def __init__(self, dims: int, in_channels: int, out_channels: int, scale: tuple[int, ...]) -> None:
+        super().__init__()
+        self.scale = [float(factor) for factor in scale]
+        self.convolution = Conv[Conv.CONV, dims](in_channels, out_channels, 1)
+
+    def forward(self, feature: torch.Tensor) -> torch.Tensor:
+        """The feature at the finer level's size, with its channels."""
+        return functional.interpolate(self.convolution(feature), scale_factor=self.scale, mode="nearest")
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with instance normalisation; leaky ReLU after the first and after the sum.
+
+    The shortcut of a stage's first block is a convolution of kernel 1, that of the others the feature itself.
+    """
 
     def __init__(
         self,
-        spatial_dims: int,
+        dims: int,
         in_channels: int,
-        out_channels: int,
+        channels: int,
         kernel: tuple[int, ...],
         stride: tuple[int, ...],
-        project: bool,
+        first: bool,
     ) -> None:
         super().__init__()
-        convolution, padding = Conv[Conv.CONV, spatial_dims], tuple(size // 2 for size in kernel)
-        self.residual = nn.Sequential(
-            convolution(in_channels, out_channels, kernel, stride=stride, padding=padding),
-            Norm[Norm.INSTANCE, spatial_dims](out_channels, affine=True),
+        convolution, padding = Conv[Conv.CONV, dims], tuple(side // 2 for side in kernel)
+        self.body = nn.Sequential(
+            convolution(in_channels, channels, kernel, stride, padding),
+            Norm[Norm.INSTANCE, dims](channels, affine=True),
             nn.LeakyReLU(SLOPE, inplace=True),
-            convolution(out_channels, out_channels, kernel, padding=padding),
-            Norm[Norm.INSTANCE, spatial_dims](out_channels, affine=True),
+            convolution(channels, channels, kernel, 1, padding),
+            Norm[Norm.INSTANCE, dims](channels, affine=True),
         )
-        self.shortcut = convolution(in_channels, out_channels, 1, stride=stride) if project else nn.Identity()
         self.activation = nn.LeakyReLU(SLOPE, inplace=True)
+        self.shortcut = convolution(in_channels, channels, 1, stride) if first else nn.Identity()
 
     def forward(self, feature: torch.Tensor) -> torch.Tensor:
-        joined: torch.Tensor = self.activation(self.residual(feature) + self.shortcut(feature))
-        return joined
+        """The feature with ``channels`` channels, its sizes divided by the stride."""
+        return self.activation(self.body(feature) + self.shortcut(feature))
 
 
-def _stage(
-    spatial_dims: int,
-    in_channels: int,
-    out_channels: int,
-    kernel: tuple[int, ...],
-    stride: tuple[int, ...],
-    blocks: int,
+def check_size(image: torch.Tensor, steps: list[int], training: bool) -> None:
+    """Raise a ValueError unless the sizes of image (B, C, *S) are multiples of the steps, and leave more than 1 voxel.
+
+    Args:
+        image: (B, C, *S).
+        steps: what the strides multiply to, an axis.
+        training: instance normalisation has nothing to normalise a single voxel by.
+    """
+    voxels = 1
+    for axis, step in enumerate(steps):
+        if image.shape[2 + axis] % step != 0:
+            raise ValueError(
+                "The network needs spatial sizes that are multiples of "
+                + str(steps)
+                + ", got "
+                + str(list(image.shape[2:]))
+                + ": choose such a patch_size, or pad the image."
+            )
+        voxels *= image.shape[2 + axis] // step
+    if training and voxels < 2:
+        raise ValueError(
+            "The deepest stage of an image of " + str(list(image.shape[2:])) + " has a single voxel: choose a larger "
+            "patch_size, or fewer filters and strides."
+        )
+
+
+def _check_levels(name: str, levels: Sequence[int], count: int) -> None:
+    if not all(0 <= level < count for level in levels):
+        raise ValueError(f"{name} must be 0 to {count - 1}, got {list(levels)}.")
+
+
+def _blocks(
+    plan: Plan, stage: int, in_channels: int, count: int, stride: tuple[int, ...] | None = None
 ) -> nn.Sequential:
-    """The first block changes width and resolution."""
-    one = (1,) * spatial_dims
+    channels, ones = plan.filters[stage], (1,) * plan.dims
     return nn.Sequential(
-        _ResidualBlock(spatial_dims, in_channels, out_channels, kernel, stride, project=True),
         *(
-            _ResidualBlock(spatial_dims, out_channels, out_channels, kernel, one, project=False)
-            for _ in range(1, blocks)
-        ),
+            ResidualBlock(
+                plan.dims,
+                channels if number else in_channels,
+                channels,
+                plan.kernels[stage],
+                ones if number or stride is None else stride,
+                first=number == 0,
+            )
+            for number in range(count)
+        )
     )
 
 
-def _per_level(values: Steps | None, name: str, default: int, levels: int, spatial_dims: int) -> list[tuple[int, ...]]:
-    values = [default] * levels if values is None else values
-    spread = [(v,) * spatial_dims if isinstance(v, int) else tuple(v) for v in values]
-    if len(spread) != levels or any(len(v) != spatial_dims or min(v) < 1 for v in spread):
-        raise ValueError(f"{name} must be {levels} numbers, or lists of {spatial_dims}, at least 1, got {values}.")
-    return spread
+def _mambas(channels: Sequence[int], residual: bool) -> nn.ModuleList:
+    """One a level; where the number of channels is 0, none."""
+    return nn.ModuleList(SpatialMamba(number, residual) if number else nn.Identity() for number in channels)
+
+
+def _initialise(network: nn.Module) -> None:
+    """He initialisation of the convolutions; Mamba keeps its own."""
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+            nn.init.kaiming_normal_(module.weight, a=SLOPE)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
