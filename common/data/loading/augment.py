@@ -42,7 +42,7 @@ def augment_patches(
 class RandForegroundCropd(RandCropByPosNegLabeld):
     """One patch around a labelled voxel or around one of the background; MONAI's gives a list.
 
-    As nnU-Net (Isensee et al., Nature Methods 2021) draws a third of its patches, else small structures are seen rarely.
+    As nnU-Net (Isensee et al., Nature Methods 2021) draws a third of its patches: small structures are rare.
 
     Args:
         keys: image, label and what else lies in their space.
