@@ -15,8 +15,8 @@ from .losses import SURER_CNN
 
 
 @dataclass(frozen=True)
-class LevelsSetting(Setting):
-    """Whole numbers for the levels of a network, from full resolution down.
+class StagesSetting(Setting):
+    """Whole numbers for the stages of a network, from full resolution down.
 
     Args:
         per_axis: in the place of a number three may stand, one for each axis.
@@ -37,23 +37,22 @@ class LevelsSetting(Setting):
         """
         if not isinstance(value, (list, tuple)) or not value:
             what = f"is {value!r}, which is no list of whole numbers"
-            raise BadValueError(Fault(self.name, what, "give one for each level, as in [2, 2, 2]"))
-        return [self._level(level) for level in value]
+            raise BadValueError(Fault(self.name, what, "give one for each stage, as in [1, 2, 2]"))
+        return [self._stage(stage) for stage in value]
 
-    def _level(self, level: Any) -> Any:
-        if not self.per_axis or not isinstance(level, (list, tuple)):
-            return self._item(level, "holds")
-        if len(level) != 3:
-            raise BadValueError(Fault(self.name, f"holds {list(level)}", "give a number, or 3, one for each axis"))
-        return [self._item(item, "holds") for item in level]
+    def _stage(self, stage: Any) -> Any:
+        if not self.per_axis or not isinstance(stage, (list, tuple)):
+            return self._item(stage, "holds")
+        if len(stage) != 3:
+            raise BadValueError(Fault(self.name, f"holds {list(stage)}", "give a number, or 3, one for each axis"))
+        return [self._item(item, "holds") for item in stage]
 
 
-def _levels_match(values: Mapping[str, Any]) -> Iterator[Fault]:
-    levels = len(values.get("filters", []))
-    for name, expected in (("strides", levels - 1), ("kernel_sizes", levels)):
-        if levels and name in values and len(values[name]) != expected:
-            what = f"has {len(values[name])} items, and filters {levels}"
-            yield Fault(name, what, f"give {expected} items")
+def _stages_match(values: Mapping[str, Any]) -> Iterator[Fault]:
+    for name in ("strides", "kernels"):
+        if {"filters", name} <= values.keys() and len(values[name]) != len(values["filters"]):
+            what = f"has {len(values[name])} items, and filters has {len(values['filters'])}"
+            yield Fault(name, what, "give one for each stage")
 
 
 def _patch_fits_strides(values: Mapping[str, Any]) -> Iterator[Fault]:
@@ -75,14 +74,15 @@ PATCHES = (
     Setting("momentum", "number", "of the optimiser", least=0, below=1),
 )
 NETWORK = (
-    LevelsSetting("filters", "whole number", "channels of the levels, from full resolution down", least=1),
-    LevelsSetting("strides", "whole number", "from one level to the next", least=1, per_axis=True),
-    LevelsSetting("kernel_sizes", "whole number", "of the convolutions at each level, odd", least=1, per_axis=True),
+    StagesSetting("filters", "whole number", "channels of the stages, from full resolution down", least=1),
+    StagesSetting("strides", "whole number", "to each stage from the one before", least=1, per_axis=True),
+    StagesSetting("kernels", "whole number", "sides of the convolutions of each stage, odd", least=1, per_axis=True),
     Setting("iae", "switch", "implicit affinity enhancement (Eq. 1)"),
     Setting("iae_normalise", "switch", "divide its sum by the number of neighbours; false: as printed"),
     Setting("pne", "switch", "pixel neighbourhood enhancement (Eq. 2)"),
+    Setting("pne_sigma", "number", "of Eq. 2, in squared units; null: local variance", above=0, optional=True),
     Setting("pne_average", "switch", "halve its result; false: as printed"),
-    LevelsSetting("mamba_levels", "whole number", "decoder levels with Mamba, 0 is full resolution", least=0),
+    StagesSetting("mamba_levels", "whole number", "decoder levels with Mamba, 0 is full resolution", least=0),
     Setting("mamba_residual", "switch", "Mamba adds to the feature; false: it replaces it, as in U-Mamba"),
     Setting("dropout", "number", "probability to drop a channel of the bottleneck", least=0, below=1),
 )
@@ -97,7 +97,7 @@ METHOD = (
     Setting("printed_margin", "switch", "its margin as printed: wide at borders"),
     Setting("affinity", "number", "weight of the local affinity loss", least=0),
 )
-SETTINGS = SettingsTable(COMMON, VOLUMES, PATCHES, NETWORK, METHOD, checks=(_levels_match, _patch_fits_strides))
+SETTINGS = SettingsTable(COMMON, VOLUMES, PATCHES, NETWORK, METHOD, checks=(_stages_match, _patch_fits_strides))
 
 
 def check() -> CheckedSettings:
