@@ -45,7 +45,13 @@ def test_each_number_says_whose_it_is(name: str) -> None:
 
 def test_the_papers_numbers() -> None:
     config = merged("train", "paper")
-    printed = {"learning_rate": 0.01, "max_epochs": 500, "margin": 0.1, "affinity": 0.01, "refined": 0.1}
+    printed: dict[str, Any] = {
+        "learning_rate": 0.01,
+        "max_epochs": 500,
+        "margin": 0.1,
+        "affinity": 0.01,
+        "refined": 0.1,
+    }
     printed |= {"lalr": True, "iae": True, "pne": True, "noise_rule": "union"}
     assert {key: config[key] for key in printed} == printed
     assert config["optimizer"]["_target_"] == "torch.optim.SGD"
