@@ -57,7 +57,8 @@ def bilateral_enhancement(
         >>> bilateral_enhancement(logits, image, average=True).tolist()
         [[[[1.5, 2.5]]]]
     """
-    _check(logits, image, windows, sigma)
+    if not torch.jit.is_tracing():
+        _check(logits, image, windows, sigma)
     dtype = torch.float64 if logits.dtype is torch.float64 else torch.float32
     radii = sorted(side // 2 for side in windows)
     with torch.autocast(logits.device.type, enabled=False):
@@ -190,7 +191,7 @@ def _plain_rate(
 
 
 def _check(logits: torch.Tensor, image: torch.Tensor, windows: Sequence[int], sigma: float | None) -> None:
-    if (len(image), *image.shape[2:]) != (len(logits), *logits.shape[2:]):
+    if image.ndim != logits.ndim or image.shape[2:] != logits.shape[2:] or len(image) != len(logits):
         raise ValueError(f"image {tuple(image.shape)} does not match logits {tuple(logits.shape)}.")
     if not windows or any(side < 3 or side % 2 == 0 for side in windows):
         raise ValueError(f"windows must be odd sides of at least 3 voxels, got {tuple(windows)}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,10 +10,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from .threads import map_blocks
-from .windows import WindowBlock, box_sum, runs_plain, shifted, window_blocks, window_offsets, window_sizes
+from .windows import WindowBlock, box_sum, runs_plain, window_blocks, window_offsets, window_sizes
 
 _ELEMENTS = 2**16  # of a block; on a CPU its buffers should stay in the cache
-_SLACK, _FLOOR = 1e-6, 1e-6  # a tie with the mean, or with a mean of almost 0, is no matter of rounding
 
 
 def affinity_gate(
@@ -31,7 +31,8 @@ def affinity_gate(
         radius: of the window, in voxels.
         normalise: divide the sum by the number selected, which keeps the scale; False: the sum as printed, which grows
             features about 14 times in 3D.
-        plain: by ordinary operations that autograd records; taken by itself where PyTorch traces, exports or compiles.
+        plain: by ordinary operations that autograd records; taken by itself where PyTorch traces, scripts, exports or
+            compiles.
 
     Returns:
         (B, C, H, W[, D]), float32 (float64 for float64 input).
@@ -43,9 +44,11 @@ def affinity_gate(
         >>> affinity_gate(torch.tensor([[[[1.0, 3.0, 8.0]]]]), torch.tensor([[[[0.0, 0.0, 3.0]]]])).tolist()
         [[[[3.0, 11.0, 16.0]]]]
     """
-    if features.shape != guide.shape:
-        raise ValueError(f"features {tuple(features.shape)} and guide {tuple(guide.shape)} must have one shape.")
-    dtype = torch.float64 if features.dtype is torch.float64 else torch.float32
+    if not torch.jit.is_tracing() and features.shape != guide.shape:
+        raise ValueError(f"features {list(features.shape)} and guide {list(guide.shape)} must have one shape.")
+    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    if torch.jit.is_scripting():
+        return _plain_gate(features.to(dtype), guide.detach().to(dtype), radius, normalise)
     with torch.autocast(features.device.type, enabled=False):
         features, guide = features.to(dtype), guide.detach().to(dtype)
         if plain or runs_plain():
@@ -123,22 +126,35 @@ def _threshold(block: WindowBlock, guide: torch.Tensor, sizes: torch.Tensor) -> 
     inner, outer = block.reach(radius), block.reach(2 * radius)
     sums = box_sum(guide[block.image][:, outer], radius, len(block.shape))
     means = sums[:, inner.start - outer.start : inner.stop - outer.start] / sizes[inner]
-    return means - _SLACK * means.abs().clamp_min(_FLOOR)
+    return _lenient(means)
+
+
+def _lenient(means: torch.Tensor, slack: float = 1e-6) -> torch.Tensor:
+    """A tie with the mean, or with a mean of almost 0, is no matter of rounding."""
+    return means - slack * means.abs().clamp_min(slack)
 
 
 def _plain_gate(features: torch.Tensor, guide: torch.Tensor, radius: int, normalise: bool) -> torch.Tensor:
-    dims = features.ndim - 2
-    margin = [radius] * (2 * dims)
-    offsets = [*window_offsets(radius, dims), (0,) * dims]
+    """In the part of Python that TorchScript compiles."""
+    margin, places = [radius] * (2 * (features.dim() - 2)), 1
+    for _ in range(features.dim() - 2):
+        places *= 2 * radius + 1
     zeros, inside = functional.pad(guide, margin), functional.pad(torch.ones_like(guide[:1, :1]), margin)
     means, size = torch.zeros_like(guide), torch.zeros_like(guide[:1, :1])
-    for offset in offsets:
-        means, size = means + shifted(zeros, offset, radius), size + shifted(inside, offset, radius)
-    means = means / size
-    thresholds = means - _SLACK * means.abs().clamp_min(_FLOOR)
-    guides, own = functional.pad(guide, margin, value=-torch.inf), functional.pad(features, margin)
+    for place in range(places):
+        means, size = means + _neighbour(zeros, place, radius), size + _neighbour(inside, place, radius)
+    thresholds = _lenient(means / size)
+    guides, own = functional.pad(guide, margin, value=-math.inf), functional.pad(features, margin)
     total, count = torch.zeros_like(features), torch.zeros_like(features)
-    for offset in offsets:
-        selected = (shifted(guides, offset, radius) >= thresholds).to(features.dtype)
-        total, count = total + selected * shifted(own, offset, radius), count + selected
+    for place in range(places):
+        selected = (_neighbour(guides, place, radius) >= thresholds).to(features.dtype)
+        total, count = total + selected * _neighbour(own, place, radius), count + selected
     return features + (total / count if normalise else total)
+
+
+def _neighbour(padded: torch.Tensor, place: int, radius: int) -> torch.Tensor:
+    """What lies at a place of every voxel's window, counted row by row: a view without the margin."""
+    for axis in range(padded.dim() - 1, 1, -1):
+        padded = padded.narrow(axis, place % (2 * radius + 1), padded.shape[axis] - 2 * radius)
+        place = place // (2 * radius + 1)
+    return padded
