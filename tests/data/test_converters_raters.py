@@ -180,6 +180,20 @@ def write_list(folder: Path) -> str:
     return str(folder / "test.txt")
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float64", "int64", "bool"])
+def test_lidc_types_that_nifti_lacks(tmp_path: Path, dtype: str) -> None:
+    content = crops(tmp_path / "lidc.pkl")
+    typed = {
+        name: {**entry, "image": (entry["image"] // 128).astype(dtype), "masks": [entry["masks"][0].astype(dtype)]}
+        for name, entry in content.items()
+    }
+    (tmp_path / "lidc.pkl").write_bytes(pickle.dumps(typed, protocol=4))
+    output = convert_lidc(str(tmp_path / "lidc.pkl"), str(tmp_path / "out"))
+    record = listing(output)["training"][0]
+    np.testing.assert_array_equal(load(output / record["image"])[0][..., 0], noise(SIZE, 0) // 128)
+    np.testing.assert_array_equal(load(output / record["labels"][0])[0][..., 0], rated(SIZE, 1))
+
+
 def test_pickles_of_both_generations_of_numpy(tmp_path: Path) -> None:
     """NumPy 1 and NumPy 2 name the module of arrays differently; both are read, by either."""
     content = crops(tmp_path / "a.pkl")
@@ -250,6 +264,7 @@ def test_lidc_refuses(tmp_path: Path) -> None:
         ("masks", {"masks": []}, "nodule 1 lacks masks"),
         ("series", {"series_uid": 3}, "nodule 1 lacks masks or series_uid"),
         ("values", {"masks": [rated(SIZE, 1) * 2]}, r"holds the values \[0, 2\]"),
+        ("objects", {"image": np.full(SIZE, None)}, "stores object where numbers"),
         ("size", {"masks": [rated((24, 24), 1)]}, "has shape 24 x 24 x 1"),
         ("axes", {"masks": [rated((*SIZE, 1), 1)]}, "no array of 2 axes"),
     ):
