@@ -173,7 +173,10 @@ def _name_converters() -> None:
         f"{name} ({entry.words}{''.join(f'; --{option}' for option in entry.options)})"
         for name, entry in CONVERTERS.items()
     )
-    convert.__doc__ = str(convert.__doc__).replace("{kinds}", ", ".join(kinds))
+    convert.__doc__ = _CONVERT_HELP.replace("{kinds}", ", ".join(kinds))
+
+
+_CONVERT_HELP = str(convert.__doc__)
 
 
 @dataclass

@@ -44,6 +44,8 @@ def affinity_gate(
         >>> affinity_gate(torch.tensor([[[[1.0, 3.0, 8.0]]]]), torch.tensor([[[[0.0, 0.0, 3.0]]]])).tolist()
         [[[[3.0, 11.0, 16.0]]]]
     """
+    if radius < 1:
+        raise ValueError(f"radius must be at least 1 voxel, got {radius}.")
     if not torch.jit.is_tracing() and features.shape != guide.shape:
         raise ValueError(f"features {list(features.shape)} and guide {list(guide.shape)} must have one shape.")
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32

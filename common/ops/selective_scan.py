@@ -34,7 +34,8 @@ def selective_scan(
 
     Elsewhere chunks of steps run one after the other in buffers that stay in the cache, on one thread, and only the
     states between chunks are kept: the backward pass computes a chunk's states again. Time is linear in L. Under
-    tracing, scripting and ``torch.export`` it is a plain loop, which becomes a loop of the exported graph, for any L.
+    tracing, scripting and ``torch.export`` it is a plain loop, which becomes a loop of the exported graph, for any L;
+    what ``torch.export`` makes is for inference: no gradient flows through its scan.
 
     Args:
         u: input (B, channels, L).
@@ -148,7 +149,7 @@ def _scripted_loop() -> Callable[..., torch.Tensor]:
 def _exported_loop(
     u: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor
 ) -> torch.Tensor:
-    """The loop as an operator of the exported graph, which ONNX has as Scan."""
+    """The loop as an operator of the exported graph, which ONNX has as Scan; without gradients."""
     from torch._higher_order_ops.scan import scan
 
     def advance(carry: list[torch.Tensor], now: list[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -157,9 +158,11 @@ def _exported_loop(
         state = torch.exp(step * rate) * state + (step * x.unsqueeze(-1)) * b.unsqueeze(1)
         return [state, rate.clone()], (state * c.unsqueeze(1)).sum(-1)
 
-    # A is carried along: one that the body took from outside would bring its symbolic size, which ONNX refuses
-    rates = A.contiguous()
-    _, outputs = scan(advance, [torch.zeros_like(rates), rates], [x.permute(2, 0, 1) for x in (u, delta, B, C)])
+    # A is carried along: one that the body took from outside would bring its symbolic size, which ONNX refuses, as it
+    # does the sizes that gradients of a scan would keep
+    rates, *sequences = (x.detach() for x in (A, u, delta, B, C))
+    rates = rates.contiguous()
+    _, outputs = scan(advance, [torch.zeros_like(rates), rates], [x.permute(2, 0, 1) for x in sequences])
     return outputs.permute(1, 2, 0)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 from pathlib import Path
@@ -83,17 +82,18 @@ def test_qubiq_channels_and_visits(tmp_path: Path, first: bool) -> None:
     """Channels in the first or last axis become files; visits of one patient are one group."""
     root = tmp_path / "tumour"
     for case in ("case1-1", "case1-2", "case2-1"):
-        image = noise((4, *SIZE), len(case))
+        image = noise((4, *SIZE), int(case[-1]) + 10 * int(case[4]))
         save(root / case / "image.nii.gz", image if first else np.moveaxis(image, 0, -1)[:, :, None])
         for rater in (1, 2):
             save(root / case / f"task01_seg{rater:02d}.nii.gz", rated(SIZE, rater))
     output = convert_qubiq(str(root), str(tmp_path / "out"))
     content = listing(output)
     assert [record["group"] for record in content["training"]] == ["case1", "case1", "case2"]
-    for record in content["training"]:
+    for seed, record in zip((11, 12, 21), content["training"], strict=True):
         for channel, name in enumerate(record["image"]):
-            np.testing.assert_array_equal(load(output / name)[0][..., 0], noise((4, *SIZE), 7)[channel])
+            np.testing.assert_array_equal(load(output / name)[0][..., 0], noise((4, *SIZE), seed)[channel])
     assert len(content["channel_names"]) == 4
+    passes_check(output)
 
 
 def test_qubiq_volumes(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_lidc(tmp_path: Path, floats: bool) -> None:
         assert not load(output / record["labels"][3])[0].any()
     validated = convert_lidc(str(tmp_path / "in"), str(tmp_path / "again"), write_list(tmp_path))
     assert [record["group"] for record in listing(validated)["test"]] == ["0002"]
-    check_raters(output)
+    passes_check(output)
 
 
 def write_list(folder: Path) -> str:
@@ -180,12 +180,18 @@ def write_list(folder: Path) -> str:
     return str(folder / "test.txt")
 
 
-def check_raters(folder: Path) -> None:
-    """``check`` finds no fault once one record is put into ``validation``."""
-    content = listing(folder)
-    content["validation"] = [content["training"].pop()]
-    (folder / "dataset.json").write_text(json.dumps(content))
-    passes_check(folder)
+@pytest.mark.parametrize("dtype", ["float16", "float64", "int64", "bool"])
+def test_lidc_types_that_nifti_lacks(tmp_path: Path, dtype: str) -> None:
+    content = crops(tmp_path / "lidc.pkl")
+    typed = {
+        name: {**entry, "image": (entry["image"] // 128).astype(dtype), "masks": [entry["masks"][0].astype(dtype)]}
+        for name, entry in content.items()
+    }
+    (tmp_path / "lidc.pkl").write_bytes(pickle.dumps(typed, protocol=4))
+    output = convert_lidc(str(tmp_path / "lidc.pkl"), str(tmp_path / "out"))
+    record = listing(output)["training"][0]
+    np.testing.assert_array_equal(load(output / record["image"])[0][..., 0], noise(SIZE, 0) // 128)
+    np.testing.assert_array_equal(load(output / record["labels"][0])[0][..., 0], rated(SIZE, 1))
 
 
 def test_pickles_of_both_generations_of_numpy(tmp_path: Path) -> None:
@@ -258,6 +264,7 @@ def test_lidc_refuses(tmp_path: Path) -> None:
         ("masks", {"masks": []}, "nodule 1 lacks masks"),
         ("series", {"series_uid": 3}, "nodule 1 lacks masks or series_uid"),
         ("values", {"masks": [rated(SIZE, 1) * 2]}, r"holds the values \[0, 2\]"),
+        ("objects", {"image": np.full(SIZE, None)}, "stores object where numbers"),
         ("size", {"masks": [rated((24, 24), 1)]}, "has shape 24 x 24 x 1"),
         ("axes", {"masks": [rated((*SIZE, 1), 1)]}, "no array of 2 axes"),
     ):
@@ -306,7 +313,7 @@ def test_isic(tmp_path: Path, apart: bool) -> None:
             np.testing.assert_array_equal(load(output / name)[0][..., 0], noise((*SIZE, 3), number)[..., channel])
         for rater, name in enumerate(record["labels"], 1):
             np.testing.assert_array_equal(load(output / name)[0][..., 0], rated(SIZE, rater))
-    check_raters(output)
+    passes_check(output)
 
 
 def test_isic_pickle(tmp_path: Path) -> None:
@@ -315,7 +322,7 @@ def test_isic_pickle(tmp_path: Path) -> None:
     record = listing(output)["training"][1]
     assert record["group"] == "0001_slice4" and len(record["image"]) == 3
     np.testing.assert_array_equal(load(output / record["image"][2])[0][..., 0], noise((*SIZE, 3), 1)[..., 2])
-    check_raters(output)
+    passes_check(output)
 
 
 def test_isic_refuses(tmp_path: Path) -> None:
@@ -389,7 +396,7 @@ def test_riga(tmp_path: Path, touching: bool, ending: str) -> None:
             for value in (1, 2):
                 dice = 2 * np.sum((label == value) & (true == value)) / (np.sum(label == value) + np.sum(true == value))
                 assert dice > 0.95
-    check_raters(output)
+    passes_check(output)
 
 
 def test_riga_leaves_out_what_it_cannot_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from ..contract.faults import DataError, Fault
@@ -231,8 +230,7 @@ def _path(volume: Path | Volume) -> Path:
 
 def _geometry(volume: Path | Volume) -> Header:
     if isinstance(volume, Volume):
-        image = nib.Nifti1Image(volume.voxels, volume.affine)
-        return Header(volume.voxels.shape, 1, volume.affine, image)
+        return Header(volume.voxels.shape, 1, volume.affine, None)
 
     def report(what: str, fix: str) -> None:
         raise fault(volume, what, fix)

@@ -24,6 +24,7 @@ _ARRAYS: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
 }
+_NUMBERS = "biuf"  # kinds of NumPy types: truth values, integers, floating point
 _DAMAGED = (EOFError, AttributeError, ImportError, IndexError, KeyError, OverflowError, TypeError, ValueError)
 
 
@@ -95,6 +96,8 @@ def read_crops(path: Path, channels: int) -> dict[str, dict[str, Any]]:
             raise fault(path, f"{key} lacks masks or series_uid", "give the pickle of crops as published")
         if any(not isinstance(mask, np.ndarray) or mask.ndim != 2 for mask in masks):
             raise fault(path, f"{key} has a mask that is no array of 2 axes", "give the pickle of crops as published")
+        if strange := [array.dtype for array in (image, *masks) if array.dtype.kind not in _NUMBERS]:
+            raise fault(path, f"{key} stores {strange[0]} where numbers are expected", "download it again")
         name = re.sub(r"[^\w.-]+", "_", key)
         if name in found:
             raise fault(path, f"{key} is a second entry of the name {name}", "rename it")
@@ -115,8 +118,7 @@ def crop_cases(path: Path, entries: dict[str, dict[str, Any]], group: Callable[[
     """
     for name, entry in entries.items():
         image = entry["image"]
-        # NIfTI has no half precision, and float64 only takes room
-        pixels = image.astype(np.float32) if np.issubdtype(image.dtype, np.floating) else image
+        pixels = image if image.dtype.kind in "iu" and image.dtype.itemsize < 8 else image.astype(np.float32)
         planes = np.moveaxis(pixels.reshape((*image.shape[:2], -1)), 2, 0)
         channels = [Volume(plane[..., None], np.eye(4), path) for plane in planes]
         raters = [Volume(binary_mask(mask, path)[..., None], np.eye(4), path) for mask in entry["masks"]]

@@ -13,7 +13,7 @@ from .base import LPS_TO_RAS, Volume
 # NumPy type, without byte order, of each element type
 _TYPES = {
     **{"MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4"},
-    **{"MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4", "MET_DOUBLE": "f8"},
+    **{"MET_FLOAT": "f4", "MET_DOUBLE": "f8"},
 }
 _LONGEST_HEADER = 1 << 16  # bytes
 
