@@ -1,10 +1,14 @@
-"""Suspicion of labels by both decoders, for the collection's label audit."""
+"""What the collection's label audit asks of this network: both decoders, and the suspicion of LALR."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import nn
+
+from common.evaluation.audit import suspicion
 
 from .losses import local_suspicion
 from .network import AffinityUMamba
@@ -35,7 +39,7 @@ class BothDecoders(nn.Module):
         return torch.cat([am.float(), cnn.float().softmax(1)], dim=1)
 
 
-def suspect(maps: np.ndarray, label: np.ndarray) -> np.ndarray:
+def local_affinity_suspicion(maps: np.ndarray, label: np.ndarray) -> np.ndarray:
     """How much the local affinity of both decoders speaks against a label (Eqs. 3-5).
 
     Args:
@@ -48,3 +52,21 @@ def suspect(maps: np.ndarray, label: np.ndarray) -> np.ndarray:
     decoders = torch.from_numpy(maps)[None].chunk(2, dim=1)
     found: np.ndarray = local_suspicion(decoders, torch.from_numpy(label)[None, None])[0, 0].numpy()
     return found
+
+
+SUSPICIONS = {"probability": suspicion, "local_affinity": local_affinity_suspicion}
+
+
+def suspicion_by(name: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """What the audit suspects labels by.
+
+    Args:
+        name: ``probability``, 1 - p(class of the label) by the decoder that ships; ``local_affinity``, what refines labels
+            in training.
+
+    Raises:
+        ValueError: for another name.
+    """
+    if name not in SUSPICIONS:
+        raise ValueError(f"suspicion must be one of {', '.join(SUSPICIONS)}, got {name!r}.")
+    return SUSPICIONS[name]

@@ -11,6 +11,7 @@ from common.errors import Fault
 from common.settings import AUDIT, COMMON, VOLUMES, CheckedSettings, Setting, SettingsTable
 from common.settings.setting import BadValueError
 
+from .audit import SUSPICIONS
 from .losses import SURER_CNN
 
 
@@ -97,7 +98,10 @@ METHOD = (
     Setting("printed_margin", "switch", "its margin as printed: wide at borders"),
     Setting("affinity", "number", "weight of the local affinity loss", least=0),
 )
-SETTINGS = SettingsTable(COMMON, VOLUMES, PATCHES, NETWORK, METHOD, AUDIT, checks=(_stages_match, _patch_fits_strides))
+SUSPICION = (Setting("suspicion", "word", "what the audit suspects labels by", choices=tuple(SUSPICIONS)),)
+SETTINGS = SettingsTable(
+    COMMON, VOLUMES, PATCHES, NETWORK, METHOD, AUDIT, SUSPICION, checks=(_stages_match, _patch_fits_strides)
+)
 
 
 def check() -> CheckedSettings:
