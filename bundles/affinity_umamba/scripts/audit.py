@@ -61,8 +61,8 @@ def suspicion_by(name: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """What the audit suspects labels by.
 
     Args:
-        name: ``probability``, 1 - p(class of the label) by the decoder that ships; ``local_affinity``, what refines labels
-            in training.
+        name: ``probability``, 1 - p(class of the label) by the decoder that ships; ``local_affinity``, which
+            refines labels in training.
 
     Raises:
         ValueError: for another name.
