@@ -24,7 +24,7 @@ class Learner(NamedTuple):
 
 
 class Lesson(NamedTuple):
-    """What a learner made of a batch: supervised terms, samples of labelled images, features and priors of the views."""
+    """What a learner made of a batch: supervised terms, labelled images' samples, the views' features and priors."""
 
     terms: dict[str, LossTerm]
     samples: torch.Tensor

@@ -1,4 +1,4 @@
-"""The paper's losses as pure functions (Kumari and Singh, AmbiSSL, CVPR 2025). The divergences are in ``latents.py``."""
+"""The losses of Kumari and Singh, AmbiSSL, CVPR 2025, as pure functions; the divergences are in ``latents.py``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DICE = DiceLoss(batch=True)
 def dice_loss(probabilities: torch.Tensor, target: torch.Tensor, counted: torch.Tensor | None = None) -> torch.Tensor:
     """L_DSC: soft Dice loss summed over batch and pixels, mean over the classes, background included.
 
-    The code of the paper's source [27] weights each class by 1 / volume^2 within the class's own ratio, where the weight
+    Code of the paper's source [27] weights each class by 1 / volume^2 within the class's own ratio, where the weight
     cancels; what stays is this.
 
     Args:

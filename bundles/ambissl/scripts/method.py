@@ -57,6 +57,8 @@ class AmbiSSL(RaterMethod):
         ValueError: when an argument is outside its range.
     """
 
+    pruned: torch.Tensor
+
     def __init__(
         self,
         network: ProbabilisticUNet,

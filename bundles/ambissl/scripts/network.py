@@ -97,7 +97,8 @@ class Head(nn.Module):
     def forward(self, features: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
         images, count = latent.shape[:2]
         per_pixel = self.features(features).unsqueeze(1)
-        per_sample = self.latent(latent)[(..., *[None] * (features.ndim - 2))]
+        pixels = [1] * (features.ndim - 2)
+        per_sample = self.latent(latent).reshape(images, count, self.latent.out_features, *pixels)
         hidden = functional.relu(per_pixel + per_sample).flatten(0, 1)
         for layer in self.hidden:
             hidden = functional.relu(layer(hidden))
@@ -139,6 +140,8 @@ class ProbabilisticUNet(nn.Module):
         >>> network(torch.zeros(1, 1, 40, 50)).shape, network(torch.zeros(1, 1, 40, 50), torch.zeros(1, 6)).shape
         (torch.Size([1, 2, 40, 50]), torch.Size([1, 2, 40, 50]))
     """
+
+    mean_noise: torch.Tensor
 
     def __init__(
         self,
@@ -217,8 +220,9 @@ class ProbabilisticUNet(nn.Module):
 
 def crop(values: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     """Cut the padding of (..., padded size) to the image's size."""
-    places = tuple(slice(size) for size in image.shape[2:])
-    return values[(..., *places)]
+    for axis, size in zip(range(-image.ndim + 2, 0), image.shape[2:], strict=True):
+        values = values.narrow(axis, 0, size)
+    return values
 
 
 def _spread_noise(count: int, size: int) -> torch.Tensor:

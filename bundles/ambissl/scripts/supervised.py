@@ -27,12 +27,12 @@ class Labelled(NamedTuple):
     Attributes:
         image: (B, channels, *S).
         masks: (B, R, C, *S), one-hot.
-        count: (B,), how many of the R masks there are, the first ones.
+        raters: (B,), how many of the R masks there are, the first ones.
     """
 
     image: torch.Tensor
     masks: torch.Tensor
-    count: torch.Tensor
+    raters: torch.Tensor
 
 
 class Branch(NamedTuple):
@@ -142,8 +142,8 @@ class RaterMethod(Method):
         """
         codes = posterior.sample(self.noise(data.image, 1))
         codes = torch.cat((codes, prior.sample(self.noise(data.image, self.bound_samples))), 1)
-        rater = pick(data.masks, random_member(data.count))
-        valid = torch.arange(data.masks.shape[1], device=rater.device) < data.count[:, None]
+        rater = pick(data.masks, random_member(data.raters))
+        valid = torch.arange(data.masks.shape[1], device=rater.device) < data.raters[:, None]
         terms = {"kl": LossTerm(self.divergence(prior, posterior, "normal"), len(branches) * self.supervised_kl)}
         spread = torch.empty(0)
         for name, branch in branches.items():
@@ -165,7 +165,9 @@ class RaterMethod(Method):
         encoders = [module for module in self.modules() if isinstance(module, LatentEncoder | Head)]
         weights = [weight for module in encoders for weight in module.parameters()]
         terms["l2"] = LossTerm(norm_sum(weights), self.l2)
-        monitors = {"active": (prior.mean.detach().var(0, unbiased=False) > _ACTIVE).sum().float()}
+        monitors = {}
+        if len(prior.mean) > 0:
+            monitors["active"] = (prior.mean.detach().var(0, unbiased=False) > _ACTIVE).sum().float()
         if samples.numel() > 0 and samples.shape[1] > 1:
             monitors["spread"] = neighbour_distance(samples)
         return MethodOutput(terms=terms, prediction=prediction, monitors=monitors)
