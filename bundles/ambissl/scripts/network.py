@@ -11,6 +11,8 @@ from monai.networks.nets import FlexibleUNet
 from torch import nn
 from torch.nn import functional
 
+from common.training.runs import load_weights
+
 from .latents import FAMILIES, LOG_SCALE_RANGE, Latent
 
 _STRIDE = 32  # of the backbones' deepest features
@@ -126,7 +128,7 @@ class ProbabilisticUNet(nn.Module):
         head_channels: width of the head's hidden layers.
         mean_samples: latent codes of the mean answer; 0: the prior's mean alone.
         family: normal or laplace, of latent codes at inference.
-        backbone_weights: file with a state dict of the backbone's encoder; null: trained from scratch.
+        dropout: probability to drop a value in the decoder.
 
     Shape:
         image (B, in_channels, H, W[, D]) of any size, latent (B, D) in standard-normal units or none, to logits
@@ -155,7 +157,7 @@ class ProbabilisticUNet(nn.Module):
         head_channels: int = 32,
         mean_samples: int = 15,
         family: str = "normal",
-        backbone_weights: str | os.PathLike[str] | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if out_channels < 2:
@@ -168,7 +170,7 @@ class ProbabilisticUNet(nn.Module):
             raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}.")
         self.arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         unet = FlexibleUNet(
-            in_channels, out_channels, backbone, decoder_channels=tuple(decoder_channels), spatial_dims=spatial_dims
+            in_channels, out_channels, backbone, decoder_channels=tuple(decoder_channels), spatial_dims=spatial_dims, dropout=dropout
         )
         self.spatial_dims, self.in_channels, self.out_channels = spatial_dims, in_channels, out_channels
         self.latent_size, self.family = latent_size, family
@@ -176,8 +178,6 @@ class ProbabilisticUNet(nn.Module):
         self.head = Head(spatial_dims, decoder_channels[-1], latent_size, head_channels, out_channels)
         self.prior = LatentEncoder(spatial_dims, in_channels, prior_channels, latent_size)
         self.register_buffer("mean_noise", _spread_noise(mean_samples, latent_size), persistent=False)
-        if backbone_weights is not None:
-            self.encoder.load_state_dict(torch.load(backbone_weights, map_location="cpu", weights_only=True))
 
     def forward(self, image: torch.Tensor, latent: torch.Tensor | None = None) -> torch.Tensor:
         """Logits of the mean answer, or of one latent code an image."""
@@ -216,6 +216,25 @@ class ProbabilisticUNet(nn.Module):
         """Features (B, channels, padded size) of this network's decoder, or of another of its shape."""
         decoded: torch.Tensor = (decoder or self.decoder)(features, self.skips)
         return decoded
+
+
+def with_backbone(
+    network: ProbabilisticUNet, path: str | os.PathLike[str] | None, device: torch.device
+) -> ProbabilisticUNet:
+    """The network on its device, its encoder's weights from a file.
+
+    Args:
+        network: on the CPU.
+        path: state dict of the encoder, such as a MONAI ``ResNetEncoder``'s; None: random weights.
+        device: where to put it.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when its weights are of another encoder.
+    """
+    if path is not None:
+        load_weights(network.encoder, path)
+    return network.to(device)
 
 
 def crop(values: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
