@@ -19,7 +19,7 @@ from monai.data import MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.handlers import StatsHandler
 from monai.inferers import Inferer
-from monai.transforms import Compose, Invertd, MapTransform
+from monai.transforms import Compose, Invertd, MapTransform, Transform
 
 from ..data.contract.names import case_name
 from ..data.loading.transforms import SaveNiftid, SegmentationAndUncertaintyd
@@ -187,9 +187,9 @@ class SetMetrics:
         engine.add_event_handler(Events.COMPLETED, self._completed)
 
     def _case(self, engine: Engine) -> None:
-        for output in engine.state.output:
+        for batch, output in zip(engine.state.batch, engine.state.output, strict=True):
             name = case_name(output["pred"].meta["filename_or_obj"])
-            samples, raters = _arrays(output)
+            samples, raters = _arrays(output, batch)
             self.rows += set_rows(name, samples, raters, self.names)
 
     def _completed(self) -> None:
@@ -217,7 +217,7 @@ class SetValidator(SupervisedEvaluator):
         network: the one that is trained.
         inferer: a :class:`SampleInferer`.
         num_classes: background included.
-        postprocessing: to ``sample_probabilities`` (n, C, *S); default: softmax and split.
+        postprocessing: to ``measures``; default: :func:`measured_answers`.
         val_handlers: handlers beside those that this class attaches.
     """
 
@@ -232,7 +232,7 @@ class SetValidator(SupervisedEvaluator):
         val_handlers: Sequence[Any] = (),
     ) -> None:
         if postprocessing is None:
-            postprocessing = split_answers(num_classes)
+            postprocessing = measured_answers(num_classes)
         names = ("dice_soft", "dice_max")
         super().__init__(
             device=device,
@@ -240,28 +240,29 @@ class SetValidator(SupervisedEvaluator):
             network=network,
             inferer=inferer,
             postprocessing=postprocessing,
-            key_val_metric={"negative_ged": Average(lambda output: -_mean_measures(output)["ged"])},
-            additional_metrics={name: Average(lambda output, name=name: _mean_measures(output)[name]) for name in names},
+            key_val_metric={"negative_ged": Average(lambda output: -output[0]["measures"]["ged"])},
+            additional_metrics={name: Average(lambda output, name=name: output[0]["measures"][name]) for name in names},
             val_handlers=[StatsHandler(iteration_log=False, output_transform=lambda output: None), *val_handlers],
             amp=torch.device(device).type == "cuda",
         )
 
 
-def split_answers(num_classes: int) -> Compose:
-    """From logits (n * C, *S) to what :class:`SplitSamplesd` gives."""
-    return Compose([SampleProbabilitiesd("pred", num_classes), SplitSamplesd("pred", num_classes)])
+def measured_answers(num_classes: int) -> Compose:
+    """From logits (n * C, *S) to what :class:`SplitSamplesd` and :class:`MeasureSetd` give."""
+    return Compose([SampleProbabilitiesd("pred", num_classes), SplitSamplesd("pred", num_classes), MeasureSetd()])
 
 
-def _arrays(output: Mapping[str, Any]) -> tuple[Any, Any]:
-    return output["sample_probabilities"].cpu().numpy(), torch.as_tensor(output["raters"]).cpu().numpy()
+class MeasureSetd(Transform):
+    """Add ``measures``: those of :func:`~.samples.set_measures`, the mean over the structures.
 
+    Compares ``sample_probabilities`` (n, C, *S) with ``raters`` (R, *S).
+    """
 
-def _mean_measures(output: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Measures of a batch's only case, the mean over the structures."""
-    case = output[0]
-    if "measures" not in case:
-        samples, raters = _arrays(case)
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        samples, raters = _arrays(data, data)
         rows = [set_measures(samples[:, number], raters == number) for number in range(1, samples.shape[1])]
-        case["measures"] = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-    measures: dict[str, float] = case["measures"]
-    return measures
+        return {**data, "measures": {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}}
+
+
+def _arrays(output: Mapping[Any, Any], batch: Mapping[Any, Any]) -> tuple[Any, Any]:
+    return output["sample_probabilities"].cpu().numpy(), torch.as_tensor(batch["raters"]).cpu().numpy()
