@@ -46,9 +46,7 @@ class SampleInferer(Inferer):
     def __init__(self, inferer: Inferer, samples: int = 16, seed: int = 0, temperature: float = 1.0) -> None:
         super().__init__()
         if samples < 1 or temperature < 0.0:
-            raise ValueError(
-                f"samples must be at least 1 and temperature at least 0, got {samples} and {temperature}."
-            )
+            raise ValueError(f"samples must be at least 1 and temperature at least 0, got {samples} and {temperature}.")
         self.inferer, self.samples, self.seed, self.temperature = inferer, samples, seed, temperature
 
     def latent(self, size: int) -> torch.Tensor:

@@ -170,7 +170,12 @@ class ProbabilisticUNet(nn.Module):
             raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {family!r}.")
         self.arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         unet = FlexibleUNet(
-            in_channels, out_channels, backbone, decoder_channels=tuple(decoder_channels), spatial_dims=spatial_dims, dropout=dropout
+            in_channels,
+            out_channels,
+            backbone,
+            decoder_channels=tuple(decoder_channels),
+            spatial_dims=spatial_dims,
+            dropout=dropout,
         )
         self.spatial_dims, self.in_channels, self.out_channels = spatial_dims, in_channels, out_channels
         self.latent_size, self.family = latent_size, family

@@ -70,9 +70,7 @@ def augment_slices(
     return [*_turns_and_flips(keys, slice_size, rotate90_prob, flip_prob), rotate]
 
 
-def strong_view(
-    key: str, strong: str, size: Sequence[int], prob: float = 0.5, cutout_prob: float = 0.0
-) -> list[Any]:
+def strong_view(key: str, strong: str, size: Sequence[int], prob: float = 0.5, cutout_prob: float = 0.0) -> list[Any]:
     """A strongly changed copy of an image: intensities alone, so that what is known of the image's places holds for it.
 
     Each with its own chance: brightness and contrast by up to 40 %, gamma 0.7 to 1.5, Gaussian noise of a standard
