@@ -1,7 +1,7 @@
 """Several answers of one network for an image: drawing them, maps of them, and their metrics.
 
-For any network with ``samples(image, latent)``: image (B, channels, *S) and latent (B, n, D) in standard-normal units to
-logits (B, n, C, *S), and with ``latent_size``, D.
+For any network with ``samples(image, latent)``: image (B, channels, *S) and latent (B, n, D) in standard-normal units
+to logits (B, n, C, *S), and with ``latent_size``, D.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class SampleInferer(Inferer):
     """Draw n answers for an image, each from one latent code in all of its windows and slices.
 
     One latent code is one rater: drawn anew for each window, an answer would change its mind at every seam. The codes
-    follow from the seed alone, so an image's answers are the same whatever is inferred beside it and in whatever windows,
-    and number j stands for the same rater in every image.
+    follow from the seed alone, so an image's answers are the same whatever is inferred beside it and in whatever
+    windows, and number j stands for the same rater in every image.
 
     Args:
         inferer: cuts the image into what the network takes.

@@ -17,9 +17,9 @@ PATHS = ("label", "labels", "reference", "probability")
 class LoadRatersd(Transform):
     """Load what a record's raters drew.
 
-    Adds ``raters`` (R, H, W[, D]) class numbers, one channel a rater, and ``rater_count``, R. A record without ``labels``
-    has one rater where there is a ``label``; an unlabelled one has count 0 and one channel of background, which is no
-    rater's. Other paths of masks in the record are dropped.
+    Adds ``raters`` (R, H, W[, D]) class numbers, one channel a rater, and ``rater_count``, R. A record without
+    ``labels`` has one rater where there is a ``label``; an unlabelled one has count 0 and one channel of background,
+    which is no rater's. Other paths of masks in the record are dropped.
 
     Args:
         consensus: add ``label`` (1, H, W[, D]): that file where the record has one, else the class that most raters
