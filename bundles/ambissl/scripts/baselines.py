@@ -41,7 +41,7 @@ class Baseline(RaterMethod):
         sizes = [len(each) for each in images]
         stacked = torch.cat(images)
         features = list(network.decode(network.encode(stacked)).split(sizes))
-        priors = split_latent(network.prior(stacked), sizes)
+        priors = split_latent(Latent(*network.prior(stacked)), sizes)
         if sizes[0] == 0:
             return Lesson({"kl": LossTerm(self.nothing(), 0.0)}, torch.empty(0), features, priors)
         posterior = self.encode_set(*data, learner.posterior)

@@ -117,7 +117,7 @@ class AmbiSSL(RaterMethod):
         # the three kinds of images share the encoder's pass, and with it batch statistics
         features = self.network.encode(views)
         of_labelled, of_weak, of_strong = split(features, sizes)
-        prior = self.network.prior(views)
+        prior = Latent(*self.network.prior(views))
         prior_l, prior_weak, prior_strong = split_latent(prior, sizes)
 
         phi_features = self._phi([level[: sizes[0] + sizes[1]] for level in features])
@@ -130,7 +130,7 @@ class AmbiSSL(RaterMethod):
         if sizes[0] > 0:
             branches = {
                 "phi": Branch(phi_l, self.network.head),
-                "theta": Branch(self.network.decode(of_labelled, self.theta), self.theta_head),
+                "theta": Branch(self.theta(of_labelled, self.network.skips), self.theta_head),
                 "xi": Branch(xi_l, self.xi_head),
             }
             posterior = self.encode_set(*data)
@@ -158,7 +158,7 @@ class AmbiSSL(RaterMethod):
         """Eqs. 9-13: the same latent codes of the prior through the three decoders; no gradient."""
         with torch.no_grad():
             codes = prior.sample(self.noise(weak, self.raters), self.family)
-            theta = Branch(self.network.decode(features, self.theta), self.theta_head)
+            theta = Branch(self.theta(features, self.network.skips), self.theta_head)
             xi = Branch(self._xi(features), self.xi_head)
             of_theta = self.answers(theta, codes, weak)  # Eq. 9
             of_phi = self.answers(Branch(phi_features, self.network.head), codes, weak)  # Eq. 10

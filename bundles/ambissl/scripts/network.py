@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 
@@ -13,9 +14,8 @@ from torch.nn import functional
 
 from common.training.runs import load_weights
 
-from .latents import FAMILIES, LOG_SCALE_RANGE, Latent
+from .latents import FAMILIES, sample_latent
 
-_STRIDE = 32  # of the backbones' deepest features
 _CONVOLUTIONS = 3  # of a block of the latent encoders, and hidden ones of the head
 
 
@@ -54,12 +54,13 @@ class LatentEncoder(nn.Module):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 nn.init.trunc_normal_(module.bias, std=0.001)
 
-    def forward(self, image: torch.Tensor) -> Latent:
-        features = self.blocks(image)
-        with torch.autocast(image.device.type, enabled=False):
-            pooled = features.float().flatten(2).mean(2)
-            mean, log_scale = self.output(pooled).chunk(2, dim=1)
-        return Latent(mean, log_scale.clamp(*LOG_SCALE_RANGE))
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pooled = self.blocks(image).float().flatten(2).mean(2)
+        # autocast would make a linear layer of half precision: products of such few numbers are as fast written out
+        answer = (pooled.unsqueeze(1) * self.output.weight).sum(2) + self.output.bias
+        mean, log_scale = answer.chunk(2, dim=1)
+        # exp of more overflows, the known NaN of this family of networks
+        return mean, log_scale.clamp(-10.0, 10.0)
 
 
 class Head(nn.Module):
@@ -99,12 +100,14 @@ class Head(nn.Module):
     def forward(self, features: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
         images, count = latent.shape[:2]
         per_pixel = self.features(features).unsqueeze(1)
-        pixels = [1] * (features.ndim - 2)
-        per_sample = self.latent(latent).reshape(images, count, self.latent.out_features, *pixels)
+        per_sample = self.latent(latent)
+        for _ in range(features.ndim - 2):
+            per_sample = per_sample.unsqueeze(-1)
         hidden = functional.relu(per_pixel + per_sample).flatten(0, 1)
         for layer in self.hidden:
             hidden = functional.relu(layer(hidden))
-        return self.output(hidden).unflatten(0, (images, count))
+        logits = self.output(hidden)
+        return logits.reshape([images, count] + list(logits.shape[1:]))
 
 
 class ProbabilisticUNet(nn.Module):
@@ -143,8 +146,6 @@ class ProbabilisticUNet(nn.Module):
         (torch.Size([1, 2, 40, 50]), torch.Size([1, 2, 40, 50]))
     """
 
-    mean_noise: torch.Tensor
-
     def __init__(
         self,
         spatial_dims: int = 2,
@@ -178,19 +179,20 @@ class ProbabilisticUNet(nn.Module):
             dropout=dropout,
         )
         self.spatial_dims, self.in_channels, self.out_channels = spatial_dims, in_channels, out_channels
-        self.latent_size, self.family = latent_size, family
+        self.latent_size, self.laplace = latent_size, family == "laplace"
         self.encoder, self.decoder, self.skips = unet.encoder, unet.decoder, unet.skip_connect
         self.head = Head(spatial_dims, decoder_channels[-1], latent_size, head_channels, out_channels)
         self.prior = LatentEncoder(spatial_dims, in_channels, prior_channels, latent_size)
+        self.mean_noise: torch.Tensor
         self.register_buffer("mean_noise", _spread_noise(mean_samples, latent_size), persistent=False)
 
     def forward(self, image: torch.Tensor, latent: torch.Tensor | None = None) -> torch.Tensor:
         """Logits of the mean answer, or of one latent code an image."""
         if latent is not None:
-            return self.samples(image, latent[:, None])[:, 0]
-        noise = self.mean_noise
-        logits = self.samples(image, noise.expand(len(image), *noise.shape)).float()
-        return torch.logsumexp(logits.log_softmax(2), 1) - torch.log(torch.tensor(float(len(noise))))
+            return self.samples(image, latent.unsqueeze(1))[:, 0]
+        noise = self.mean_noise.unsqueeze(0).expand(image.shape[0], -1, -1)
+        logits = self.samples(image, noise).float()
+        return torch.logsumexp(logits.log_softmax(2), 1) - math.log(noise.shape[1])
 
     def samples(self, image: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
         """Answers for several latent codes; the backbone runs once.
@@ -202,14 +204,15 @@ class ProbabilisticUNet(nn.Module):
         Returns:
             logits (B, n, out_channels, H, W[, D]).
         """
-        codes = self.prior(image).sample(latent, self.family)
+        mean, log_scale = self.prior(image)
+        codes = sample_latent(mean, log_scale, latent, self.laplace)
         return crop(self.head(self.decode(self.encode(image)), codes), image)
 
     def encode(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Features of every level, of the image padded to whole strides of the backbone."""
         padding: list[int] = []
-        for size in reversed(image.shape[2:]):
-            padding += [0, -size % _STRIDE]
+        for axis in range(image.ndim - 1, 1, -1):
+            padding += [0, -image.shape[axis] % 32]  # the stride of the deepest features
         features: list[torch.Tensor] = self.encoder(functional.pad(image, padding))
         return features
 
@@ -217,9 +220,9 @@ class ProbabilisticUNet(nn.Module):
         """Another network of the same make with random weights of its own."""
         return type(self)(**self.arguments)
 
-    def decode(self, features: list[torch.Tensor], decoder: nn.Module | None = None) -> torch.Tensor:
-        """Features (B, channels, padded size) of this network's decoder, or of another of its shape."""
-        decoded: torch.Tensor = (decoder or self.decoder)(features, self.skips)
+    def decode(self, features: list[torch.Tensor]) -> torch.Tensor:
+        """Features (B, channels, padded size) of the decoder."""
+        decoded: torch.Tensor = self.decoder(features, self.skips)
         return decoded
 
 
@@ -244,8 +247,8 @@ def with_backbone(
 
 def crop(values: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     """Cut the padding of (..., padded size) to the image's size."""
-    for axis, size in zip(range(-image.ndim + 2, 0), image.shape[2:], strict=True):
-        values = values.narrow(axis, 0, size)
+    for axis in range(2, image.ndim):
+        values = values.narrow(axis - image.ndim, 0, image.shape[axis])
     return values
 
 

@@ -43,6 +43,7 @@ METHOD = (
     Setting("bound_samples", "whole number", "samples of the prior for the bound loss", least=1),
     Setting("unsupervised", "number", "final weight of the losses on unlabelled images", least=0),
     Setting("l2", "number", "weight of the L2 term", least=0),
+    Setting("free_nats", "number", "divergence of each latent axis that costs nothing", "nats", least=0),
     Setting("printed_kl", "switch", "KL(prior || posterior) as printed"),
     Setting("prune_from", "whole number", "L, first decoder block to prune", least=0, most=4),
     Setting("keep_fraction", "number", "a, share of weights that a pruned layer keeps", above=0, most=1),

@@ -56,6 +56,8 @@ class RaterMethod(Method):
         bound_samples: samples of the prior for the bound loss.
         unsupervised: final weight of the losses on unlabelled images; mu is this times the ramp-up (Eq. 21).
         l2: weight of the L2 term on posterior, prior and heads.
+        free_nats: divergence of each latent axis that costs nothing, so that the posterior does not collapse onto the
+            prior (Kingma et al., NeurIPS 2016); 0 is the paper's loss.
         printed_kl: KL(prior || posterior), as Eqs. 4-6 print it, instead of KL(posterior || prior), the term of the
             evidence lower bound.
 
@@ -76,19 +78,21 @@ class RaterMethod(Method):
         bound_samples: int = 10,
         unsupervised: float = 1.0,
         l2: float = 1e-5,
+        free_nats: float = 0.0,
         printed_kl: bool = False,
     ) -> None:
         super().__init__(network)
         for name, value, allowed in (("posterior", posterior, POSTERIORS), ("rater_order", rater_order, ORDERS)):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
-        check_weights(supervised_kl=supervised_kl, bound=bound, unsupervised=unsupervised, l2=l2)
+        check_weights(supervised_kl=supervised_kl, bound=bound, unsupervised=unsupervised, l2=l2, free_nats=free_nats)
         for name, number in {"raters": raters, "bound_samples": bound_samples}.items():
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}.")
         self.raters, self.form, self.rater_order = raters, posterior, rater_order
         self.supervised_kl, self.bound, self.bound_samples = supervised_kl, bound, bound_samples
-        self.unsupervised, self.l2, self.printed_kl = unsupervised, l2, switch(printed_kl, "printed_kl")
+        self.unsupervised, self.l2, self.free_nats = unsupervised, l2, free_nats
+        self.printed_kl = switch(printed_kl, "printed_kl")
         self.posterior = self.new_posterior(network)
 
     def new_posterior(self, network: ProbabilisticUNet) -> LatentEncoder:
@@ -113,13 +117,12 @@ class RaterMethod(Method):
     ) -> Latent:
         """D^post of an image and a set of masks (B, R, C, *S) (Eqs. 1-3)."""
         channels = posterior_channels(masks, count, self.form, self.raters, self.rater_order)
-        latent: Latent = (posterior or self.posterior)(torch.cat((image, channels.to(image.dtype)), 1))
-        return latent
+        return Latent(*(posterior or self.posterior)(torch.cat((image, channels.to(image.dtype)), 1)))
 
     def divergence(self, prior: Latent, posterior: Latent, family: str) -> torch.Tensor:
-        """Mean KL over the images (Eqs. 4-6)."""
+        """KL, the mean over the images and the sum over the latent's axes (Eqs. 4-6), above the free nats."""
         pair = (prior, posterior) if self.printed_kl else (posterior, prior)
-        return KL[family](*pair).mean()
+        return KL[family](*pair).mean(0).clamp(min=self.free_nats).sum()
 
     def noise(self, like: torch.Tensor, count: int) -> torch.Tensor:
         """Standard-normal noise (B, count, D) for the images of ``like``."""
