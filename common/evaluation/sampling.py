@@ -57,35 +57,16 @@ class SampleInferer(Inferer):
         return self.temperature * torch.stack(codes)
 
     def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Logits (B, n * C, *S): the classes of the first answer, then of the second, ..."""
+        """Probabilities (B, n * C, *S): the classes of the first answer, then of the second, ..."""
         codes = self.latent(network.latent_size).to(inputs.device)
 
         def answers(window: torch.Tensor) -> torch.Tensor:
             logits: torch.Tensor = network.samples(window, codes.expand(len(window), *codes.shape))
-            return logits.flatten(1, 2)
+            # windows that overlap average probabilities, see inferers.py
+            return logits.float().softmax(2).flatten(1, 2)
 
         result: torch.Tensor = self.inferer(inputs, answers)
         return result
-
-
-class SampleProbabilitiesd(MapTransform):
-    """Logits (n * C, *S) of n answers to their probabilities (n * C, *S), float32.
-
-    Args:
-        keys: items to change.
-        num_classes: C, background included.
-    """
-
-    def __init__(self, keys: KeysCollection, num_classes: int) -> None:
-        super().__init__(keys)
-        self.num_classes = num_classes
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            answers = d[key].unflatten(0, (-1, self.num_classes))
-            d[key] = answers.float().softmax(1).flatten(0, 1)
-        return d
 
 
 class SplitSamplesd(MapTransform):
@@ -105,6 +86,7 @@ class SplitSamplesd(MapTransform):
         self.num_classes = num_classes
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Split the item."""
         d = dict(data)
         for key in self.key_iterator(d):
             meta = d[key].meta
@@ -146,7 +128,6 @@ def sample_postprocessing(
     """
     folder = str(output_dir)
     steps = [
-        SampleProbabilitiesd("pred", num_classes),
         Invertd("pred", transform=preprocessing, orig_keys="image", nearest_interp=False),
         SplitSamplesd("pred", num_classes),
         SegmentationAndUncertaintyd("pred"),
@@ -246,8 +227,8 @@ class SetValidator(SupervisedEvaluator):
 
 
 def measured_answers(num_classes: int) -> Compose:
-    """From logits (n * C, *S) to what :class:`SplitSamplesd` and :class:`MeasureSetd` give."""
-    return Compose([SampleProbabilitiesd("pred", num_classes), SplitSamplesd("pred", num_classes), MeasureSetd()])
+    """From probabilities (n * C, *S) to what :class:`SplitSamplesd` and :class:`MeasureSetd` give."""
+    return Compose([SplitSamplesd("pred", num_classes), MeasureSetd()])
 
 
 class MeasureSetd(Transform):
@@ -257,6 +238,7 @@ class MeasureSetd(Transform):
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Add the measures."""
         samples, raters = _arrays(data, data)
         rows = [set_measures(samples[:, number], raters == number) for number in range(1, samples.shape[1])]
         return {**data, "measures": {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}}

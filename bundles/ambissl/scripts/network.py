@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Sequence
@@ -55,6 +56,7 @@ class LatentEncoder(nn.Module):
                 nn.init.trunc_normal_(module.bias, std=0.001)
 
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and log scale of the latent code."""
         pooled = self.blocks(image).float().flatten(2).mean(2)
         # autocast would make a linear layer of half precision: products of such few numbers are as fast written out
         answer = (pooled.unsqueeze(1) * self.output.weight).sum(2) + self.output.bias
@@ -98,6 +100,7 @@ class Head(nn.Module):
             nn.init.trunc_normal_(layer.bias, std=0.001)
 
     def forward(self, features: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
+        """Logits for every latent code."""
         images, count = latent.shape[:2]
         per_pixel = self.features(features).unsqueeze(1)
         per_sample = self.latent(latent)
@@ -181,6 +184,7 @@ class ProbabilisticUNet(nn.Module):
         self.spatial_dims, self.in_channels, self.out_channels = spatial_dims, in_channels, out_channels
         self.latent_size, self.laplace = latent_size, family == "laplace"
         self.encoder, self.decoder, self.skips = unet.encoder, unet.decoder, unet.skip_connect
+        _replace_shortcuts(self.encoder)
         self.head = Head(spatial_dims, decoder_channels[-1], latent_size, head_channels, out_channels)
         self.prior = LatentEncoder(spatial_dims, in_channels, prior_channels, latent_size)
         self.mean_noise: torch.Tensor
@@ -224,6 +228,37 @@ class ProbabilisticUNet(nn.Module):
         """Features (B, channels, padded size) of the decoder."""
         decoded: torch.Tensor = self.decoder(features, self.skips)
         return decoded
+
+
+class PaddedShortcut(nn.Module):
+    """ResNet's shortcut without parameters: every ``stride``-th voxel, and zeros for the further channels.
+
+    MONAI's own is a function that TorchScript cannot compile, and that passes no gradient.
+
+    Args:
+        spatial_dims: 2 or 3.
+        planes: channels that come out.
+        stride: along each axis.
+    """
+
+    def __init__(self, spatial_dims: int, planes: int, stride: int) -> None:
+        super().__init__()
+        self.planes = planes
+        self.pool = Pool[Pool.AVG, spatial_dims](1, stride=stride)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, channels, *S) to (B, planes, *S / stride)."""
+        kept = self.pool(features)
+        size = [kept.shape[0], self.planes - kept.shape[1]] + list(kept.shape[2:])
+        return torch.cat((kept, torch.zeros(size, dtype=kept.dtype, device=kept.device)), 1)
+
+
+def _replace_shortcuts(encoder: nn.Module) -> None:
+    for module in encoder.modules():
+        shortcut = getattr(module, "downsample", None)
+        if isinstance(shortcut, functools.partial):
+            arguments = shortcut.keywords
+            module.downsample = PaddedShortcut(arguments["spatial_dims"], arguments["planes"], arguments["stride"])
 
 
 def with_backbone(

@@ -31,6 +31,7 @@ class LoadRatersd(Transform):
         self.load = LoadImage(image_only=True, ensure_channel_first=True, dtype=np.uint8)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Load one record's masks."""
         d = {key: value for key, value in data.items() if key not in PATHS}
         paths = data.get("labels") or ([data["label"]] if "label" in data else [])
         if paths:

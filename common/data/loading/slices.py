@@ -32,6 +32,7 @@ class RandSliced(RandomizableTransform, MapTransform):
         self.axis, self.marked, self.least = axis, marked, least
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Take the slice."""
         d = dict(data)
         slices = d[self.first_key(d)].shape[self.axis + 1]
         choices: Any = range(slices)
