@@ -30,6 +30,11 @@ SMALL_NETWORKS: dict[str, dict[str, Any]] = {
     "monai.networks.nets.SwinUNETR": {"network_def#feature_size": 12, "patch_size": [32, 32, 32]},
     "scripts.network.AttentiveUNet": {"network_def#filters": 2},
     "scripts.network.MultiCURENet": {"network_def#base_filters": 4},
+    "scripts.network.ProbabilisticUNet": {
+        "network_def#backbone": "resnet10",
+        "network_def#decoder_channels": [16, 8, 8, 8, 8],
+        "network_def#prior_channels": [4, 8],
+    },
 }
 
 
