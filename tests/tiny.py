@@ -10,7 +10,7 @@ from monai.data import DataLoader, MetaTensor
 from torch import nn
 from torch.utils.data import Dataset
 
-from common.data.loading.samplers import TwoStreamBatchSampler
+from common.data.loading.samplers import StreamBatchSampler
 from common.training.method import LossTerm, Method, MethodOutput, Progress
 from common.training.trainer import MethodTrainer
 
@@ -73,7 +73,7 @@ class TinyCases(Dataset[dict[str, Any]]):
 def tiny_loader(cases: TinyCases | None = None, batches: int = 3) -> DataLoader:
     """Batches of two cases; an epoch of three sees each of the six cases once."""
     cases = cases or TinyCases()
-    return DataLoader(cases, batch_sampler=TwoStreamBatchSampler(cases.data, first=2, second=0, batches=batches))
+    return DataLoader(cases, batch_sampler=StreamBatchSampler(cases.data, {"clean": 2}, batches=batches))
 
 
 def tiny_trainer(method: Method | None = None, loader: Any = None, lr: float = 0.1, **arguments: Any) -> MethodTrainer:

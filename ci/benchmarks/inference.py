@@ -15,9 +15,10 @@ from typing import Any
 import fire
 import torch
 from monai.bundle import ConfigParser
-from monai.inferers import SlidingWindowInferer
 from monai.metrics import DiceMetric
 from monai.networks.utils import one_hot
+
+from common.evaluation.inferers import ProbabilityWindowInferer
 
 LITERATURE_PATCH = (112, 112, 80)
 LITERATURE_STRIDE = (18, 18, 4)
@@ -58,7 +59,7 @@ def main(
     ]
     methods = {
         "shipped": parser.get_parsed_content("evaluate#inferer"),
-        "literature": SlidingWindowInferer(
+        "literature": ProbabilityWindowInferer(
             patch, 1, [1 - s / p for s, p in zip(stride, patch, strict=True)], "constant"
         ),
     }

@@ -78,7 +78,7 @@ def _bundle_lines(data: SegmentationData, cases: list[Case], bundles: Path) -> l
 def _needs(path: Path) -> tuple[list[str], int | None]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        needs = config["data"]["needs"]
+        needs = config["train"]["dataset"]["data"]["needs"]
         if isinstance(needs, str):  # a reference to a top-level list
             needs = config[needs.removeprefix("@")]
     except (KeyError, TypeError):

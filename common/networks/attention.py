@@ -52,6 +52,7 @@ class SpatialSelfAttention(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, feature: torch.Tensor) -> torch.Tensor:
+        """Feature (B, C, H, W[, D]) after all layers, of the same size."""
         tokens = feature.flatten(2).transpose(1, 2)
         for layer in self.layers:
             tokens = layer(tokens, feature.shape[2:])

@@ -111,6 +111,7 @@ class VNet(VNetDecoder):
         self._settle(spatial_dims)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Logits (B, C, *S) of an image (B, channels, *S)."""
         if not torch.jit.is_tracing():
             check_size(image)
         feature = image

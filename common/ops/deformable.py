@@ -72,6 +72,7 @@ class DeformableConv(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_channels).uniform_(-bound, bound)) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The convolution at the positions that the offsets, taken from ``x`` itself, point to."""
         offset = self.offset(x) if torch.jit.is_scripting() else self._precise_offset(x)
         return deformable_conv(x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 

@@ -27,6 +27,7 @@ def table_of(name: str) -> SettingsTable:
 
 
 def main() -> None:
+    """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m common.settings", description=__doc__)
     parser.add_argument("name", help="name of the bundle, such as alc")
     try:

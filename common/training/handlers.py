@@ -11,6 +11,7 @@ import torch
 from ignite import distributed as idist
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
+from monai.handlers import LrScheduleHandler, ValidationHandler
 
 from ..files import atomic_path, save_atomically
 from ..settings import switch
@@ -34,6 +35,46 @@ CHECKPOINT = {
     "skipped_steps": int,
 }
 NO_RESUMING = "Fix: start a new run without --resume, or put back a last.ckpt that is whole."
+
+
+class TrainingRun:
+    """The handlers of a training, in the one order in which they work.
+
+    A progress bar with the loss terms; the learning rate's step after each iteration; validation; the history, which
+    needs that epoch's metrics; last, what is saved, which needs them too.
+
+    Args:
+        ckpt_dir: folder of the weights.
+        output_dir: folder of logs and results.
+        network: what ships.
+        lr_scheduler: steps after each iteration.
+        validator: evaluator whose key metric chooses the weights, the larger the better.
+        interval: epochs between validations.
+        resume: continue the run in these folders.
+    """
+
+    def __init__(
+        self,
+        ckpt_dir: str | os.PathLike[str],
+        output_dir: str | os.PathLike[str],
+        network: torch.nn.Module,
+        lr_scheduler: Any,
+        validator: Any,
+        interval: int = 1,
+        resume: bool = False,
+    ) -> None:
+        self.handlers: list[Any] = [
+            LossProgressBar(),
+            LrScheduleHandler(lr_scheduler, print_lr=False, epoch_level=False),
+            ValidationHandler(interval, validator),
+            TrainingHistory(Path(output_dir) / "history.csv", validator),
+            RunCheckpoint(ckpt_dir, output_dir, network, validator, lr_scheduler, resume),
+        ]
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to a :class:`~common.training.trainer.MethodTrainer`."""
+        for handler in self.handlers:
+            handler.attach(engine)
 
 
 class LossProgressBar:

@@ -14,7 +14,8 @@ import pytest
 import torch
 import yaml
 
-from ci.export_bundle import ROOT, ExportError, export_bundle, flatten_macros, set_keys
+from ci.export import ROOT, ExportError, export_bundle
+from ci.export.configs import set_keys
 
 BUNDLES = sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/metadata.json"))
 FILES = {
@@ -40,10 +41,8 @@ FILES = {
     ),
     "bundles/toy/configs/inference.yaml": (
         "network_def:\n  _target_: torch.nn.Linear\n  in_features: 2\n  out_features: 1\n"
-        'net: "%bundles/toy/configs/train.yaml::net"\n'
-        'nested:\n  size: "%bundles/toy/configs/train.yaml#net#sizes#1"\n'
-        'handlers:\n- "%bundles/toy/configs/train.yaml::train::handlers::0"\n- _target_: Other\n'
-        "same: '%net'\n"
+        "handlers:\n- {_target_: common.losses.loss}\n- _target_: Other\n"
+        "same: '%handlers'\n"
     ),
     "bundles/toy/docs/README.md": (
         "[method](../scripts/method.py), [losses](../../../common/losses.py#L3), [house](../../../README.md); "
@@ -87,10 +86,8 @@ def test_configs_stand_alone(exported: Path) -> None:
     assert train.startswith("bundle_root: . # here\n# python -m monai.bundle run --config_file configs/train.yaml\n")
     assert yaml.safe_load((exported / "configs" / "inference.yaml").read_text()) == {
         "network_def": {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 1},
-        "net": {"_target_": "scripts.method.Net", "sizes": [1, 2]},
-        "nested": {"size": 2},
         "handlers": [{"_target_": "scripts._common.losses.loss"}, {"_target_": "Other"}],
-        "same": "%net",
+        "same": "%handlers",
     }
 
 
@@ -128,10 +125,9 @@ def write(name: str, content: str) -> Callable[[Path], object]:
         (write("common/schedules.py", "import common.losses\n"), "imports inside common are relative"),
         (write("bundles/toy/scripts/method.py", "import common.losses\n"), "write `from common.x import y`"),
         (write("bundles/toy/configs/la.yaml", "imports: [$import scripts]\n"), "runs before the bundle's folder"),
-        (write("bundles/toy/configs/la.yaml", 'a: ["%bundles/toy/configs/train.yaml::net"]\n'), "cannot be written"),
         (
-            write("bundles/toy/configs/la.yaml", 'a: "%bundles/toy/configs/inference.yaml::same"\n'),
-            "holds a macro itself",
+            write("bundles/toy/configs/la.yaml", 'a: ["%bundles/toy/configs/train.yaml::net"]\n'),
+            "takes a block from another file",
         ),
     ],
 )
@@ -158,11 +154,6 @@ def test_an_earlier_export_is_replaced_only_when_asked(exported: Path, repositor
     assert (exported / "mine.txt").exists()
     export_bundle("toy", exported.parent, without_weights=True, overwrite=True, root=repository)
     assert not (exported / "mine.txt").exists()
-
-
-def test_text_without_macros_is_left_alone(tmp_path: Path) -> None:
-    text = "a: 1 # 50%\nb: '%other::key'\n"
-    assert flatten_macros(text, tmp_path) == text
 
 
 def test_set_keys_replaces_values_and_keeps_the_rest() -> None:

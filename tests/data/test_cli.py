@@ -26,7 +26,9 @@ def phantom(tmp_path: Path) -> Path:
 
 def bundle(root: Path, name: str, needs: str) -> None:
     (root / name / "configs").mkdir(parents=True)
-    (root / name / "configs" / "train.yaml").write_text(f"data:\n  _target_: common.data.open_data\n  needs: {needs}\n")
+    records = f"{{_target_: $@data.training_records, needs: {needs}}}"
+    text = f"data: {{_target_: common.data.LazyData}}\ntrain: {{dataset: {{data: {records}}}}}\n"
+    (root / name / "configs" / "train.yaml").write_text(text)
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

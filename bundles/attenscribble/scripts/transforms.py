@@ -15,6 +15,8 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import LoadImage, MapTransform, RandomizableTransform, Transform
 
+from common.data.contract.records import SCRIBBLE_UNLABELLED
+
 OUTSIDE, UNLABELLED, FIRST_CLASS = 0, 1, 2
 
 
@@ -43,11 +45,12 @@ class LoadScribbled(Transform):
         self.load = LoadImage(image_only=True, ensure_channel_first=True, dtype=np.int16)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Add the map of codes of the record's file."""
         keys = ("scribble", "label") if self.source == "scribble" else ("label", "reference")
         key = keys[0] if keys[0] in data else keys[1]
         path, sparse = data[key], key == "scribble"
         values = self.load(path)
-        background, unlabelled = 0, data.get("scribble_unlabelled_value", 255)
+        background, unlabelled = 0, data.get("scribble_unlabelled_value", SCRIBBLE_UNLABELLED)
         if not sparse:
             drawn = bool((values == self.num_classes).any())
             background, unlabelled = (self.num_classes, 0) if drawn else (0, -1)
@@ -82,6 +85,7 @@ class RandSliced(RandomizableTransform, MapTransform):
         self.axis, self.scribble = axis, scribble
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Draw a slice and take it from every volume."""
         d = dict(data)
         others = tuple(axis for axis in range(4) if axis != self.axis + 1)
         labelled = torch.as_tensor(d[self.scribble] >= FIRST_CLASS).amax(others).nonzero()[:, 0].tolist()
@@ -101,6 +105,7 @@ class LabelledOnlyd(Transform):
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Set both to background where nothing is labelled."""
         d = dict(data)
         labelled = d["label"] >= FIRST_CLASS
         d["pred"] = d["pred"].argmax(0, keepdim=True) * labelled

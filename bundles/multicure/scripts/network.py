@@ -89,6 +89,7 @@ class MultiCURENet(nn.Module):
         self.auxiliary = ResNetVNet(spatial_dims, in_channels, out_channels, base_filters, dropout, multicure)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Logits (B, C, H, W, D) of an image (B, channels, H, W, D): the log mean probability, or one network's own."""
         predictive = self.predictive(image)
         if self.output == "predictive":
             return predictive
@@ -117,6 +118,7 @@ class WithDisagreement(nn.Module):
         self.network = network
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Logits with the disagreement as one channel more, (B, C + 1, *S); of another network its logits alone."""
         if not isinstance(self.network, MultiCURENet):
             return self.network(image)
         outputs = self.network.branches(image)
@@ -179,6 +181,7 @@ class ResNetVNet(VNetDecoder):
     def forward(
         self, image: torch.Tensor, uncertainty: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Logits (B, C, *S) and the decoder's features, from full resolution down; ``uncertainty`` is (B, 1, *S)."""
         if not torch.jit.is_tracing():
             check_size(image)
         skips = [self.stem(image)]
@@ -241,6 +244,7 @@ class MultiCUREModule(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(squeezed, channels) for _ in range(3))
 
     def forward(self, feature: torch.Tensor, uncertainty: torch.Tensor) -> torch.Tensor:
+        """The refined feature, of the size of ``feature``."""
         if self.training and feature.shape[0] == 1 and torch.is_grad_enabled():
             raise ValueError("The MultiCURE module needs at least two images in a training batch, got 1.")
         if not torch.jit.is_scripting():
@@ -286,6 +290,7 @@ class DeepFeatures(nn.Module):
         )
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
+        """Logits (B, C, H, W, D) of the features of all levels."""
         size = features[0].shape[2:]
         total = self.levels[0](features[0])
         for level, feature in zip(self.levels[1:], features[1:], strict=True):

@@ -19,6 +19,7 @@ class SplitDisagreementd(Transform):
         self.num_classes = num_classes
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Split ``pred``."""
         d = dict(data)
         if len(d["pred"]) > self.num_classes:
             d["pred"], d["disagreement"] = d["pred"][: self.num_classes], d["pred"][self.num_classes :]

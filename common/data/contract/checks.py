@@ -18,7 +18,7 @@ from tqdm import tqdm
 from .dataset import SegmentationData
 from .faults import Fault
 from .names import shared_names
-from .records import SECTIONS
+from .records import SECTIONS, is_kind
 from .scribbles import check_scribble, one_sided
 from .volumes import (
     Header,
@@ -254,7 +254,7 @@ def _check_emptiness(case: Case, data: SegmentationData) -> None:
             case.faults.append(Fault(where, what, 'remove "empty", or correct the label'))
     elif marked:
         return
-    elif case.section == "training" and case.record["label_quality"] == "clean":
+    elif case.section == "training" and is_kind(case.record, "clean"):
         fix = 'add the label, drop `label` (unlabelled), or write "empty": true if there is truly nothing to label'
         case.faults.append(Fault(where, "the clean label is empty: background everywhere", fix))
     else:

@@ -11,20 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from .faults import DataError, Fault
-from .records import SECTIONS, normalise_labels, normalise_names, parse_sections
+from .records import KINDS, SCRIBBLE_UNLABELLED, SECTIONS, is_kind, normalise_labels, normalise_names, parse_sections
 from .strict_json import read_json
 
 logger = logging.getLogger(__name__)
 
 #: what a bundle may ask of a data set, and the words for it
-NEEDS = {
-    "label": "training records with a `label`",
-    "clean": "training records with a clean `label` (label_quality: clean, the default)",
-    "noisy": "training records with `label_quality: noisy`",
-    "unlabelled": "training records without `label`, `labels` and `scribble`",
-    "raters": "training records with `labels` (the masks of several raters)",
-    "scribble": "training records with a `scribble`",
-    "validation": "a `validation` section in which every record has a `label`",
+NEEDS = {kind: f"training records {details.words}" for kind, details in KINDS.items()} | {
+    "validation": "a `validation` section in which every record has a `label`"
 }
 
 
@@ -50,7 +44,7 @@ class SegmentationData:
     root: Path
     name: str
     labels: dict[int, str]
-    scribble_unlabelled_value: int = 255
+    scribble_unlabelled_value: int = SCRIBBLE_UNLABELLED
     training: list[dict[str, Any]] = field(default_factory=list)
     validation: list[dict[str, Any]] = field(default_factory=list)
     test: list[dict[str, Any]] = field(default_factory=list)
@@ -62,29 +56,32 @@ class SegmentationData:
         """Number of classes, background included."""
         return max(self.labels, default=0) + 1
 
-    def section(self, name: str, *keys: str) -> list[dict[str, Any]]:
+    def section(self, name: str, *kinds: str) -> list[dict[str, Any]]:
         """Records of ``training``, ``validation`` or ``test``.
 
         Args:
             name: of the section.
-            keys: leave out, with a note, records that have none of these keys; a fault if none is left.
+            kinds: leave out, with a note, records of none of these kinds, see
+                :data:`~common.data.contract.records.KINDS`; a fault if none is left.
 
         Raises:
             KeyError: another name.
+            ValueError: another kind.
             DataError: no record is left.
         """
         if name not in SECTIONS:
             raise KeyError(f"no section {name!r}: use one of {', '.join(SECTIONS)}")
         listed = getattr(self, name)
-        if not keys:
+        if not kinds:
             return list(listed)
-        records = [record for record in listed if any(key in record for key in keys)]
-        wanted = " or ".join(f"`{key}`" for key in keys)
+        records = [record for record in listed if any(is_kind(record, kind) for kind in kinds)]
+        wanted = " or ".join(KINDS[kind].words for kind in kinds)
         if not records:
-            what = f"the data set in {self.root} has no record with {wanted} here"
+            what = f"the data set in {self.root} has no record {wanted} here"
             raise DataError([Fault(name, what, "add one to the JSON, or name another section with --section")])
         if len(records) < len(listed):
-            logger.warning(f"{name}: {len(listed) - len(records)} of {len(listed)} records lack {wanted}: left out")
+            missing = len(listed) - len(records)
+            logger.warning(f"{name}: {missing} of {len(listed)} records left out, only those {wanted} are used")
         return records
 
 
@@ -107,15 +104,16 @@ def read_data(
     content = load_json(root, datalist)
     faults: list[Fault] = []
     labels = normalise_labels(content.get("labels"), datalist, faults)
-    unlabelled = content.get("scribble_unlabelled_value", 255)
+    unlabelled = content.get("scribble_unlabelled_value", SCRIBBLE_UNLABELLED)
     if not isinstance(unlabelled, int) or isinstance(unlabelled, bool):
         what = f"scribble_unlabelled_value is {unlabelled!r}, not a whole number"
-        faults.append(Fault(datalist, what, "give the value that marks voxels without a scribble, such as 255"))
-        unlabelled = 255
+        fix = f"give the value that marks voxels without a scribble, such as {SCRIBBLE_UNLABELLED}"
+        faults.append(Fault(datalist, what, fix))
+        unlabelled = SCRIBBLE_UNLABELLED
     if unlabelled in labels:
         what = f"scribble_unlabelled_value {unlabelled} is also the label value of '{labels[unlabelled]}'"
-        faults.append(Fault(datalist, what, "use a value that is no label, such as 255"))
-        unlabelled = 255  # so that this one mistake is not told once more for each scribble
+        faults.append(Fault(datalist, what, f"use a value that is no label, such as {SCRIBBLE_UNLABELLED}"))
+        unlabelled = SCRIBBLE_UNLABELLED  # so that this one mistake is not told once more for each scribble
     name, channels = normalise_names(content, root.name, datalist, faults)
     data = SegmentationData(root, name, labels, unlabelled, channels=channels)
     for section, records in parse_sections(content, root, faults, data.notes).items():
@@ -163,18 +161,17 @@ def missing_needs(data: SegmentationData, needs: Sequence[str]) -> list[Fault]:
 
     Returns:
         one fault for each need that is not met.
+
+    Raises:
+        ValueError: another need.
     """
-    labelled = [record for record in data.training if "label" in record]
-    targets = ("label", "labels", "scribble")
-    met = {
-        "label": bool(labelled),
-        "clean": any(record["label_quality"] == "clean" for record in labelled),
-        "noisy": any(record["label_quality"] == "noisy" for record in labelled),
-        "unlabelled": any(not any(key in record for key in targets) for record in data.training),
-        "raters": any("labels" in record for record in data.training),
-        "scribble": any("scribble" in record for record in data.training),
-    }
-    faults = [_unmet(need) for need in needs if not met.get(need, True)]
+    if unknown := sorted(set(needs) - set(NEEDS)):
+        raise ValueError(f"unknown needs {unknown}: use some of {', '.join(NEEDS)}")
+    faults = [
+        Fault("training", f"the method needs {NEEDS[kind]}, there are none", KINDS[kind].fix or f"add {NEEDS[kind]}")
+        for kind in needs
+        if kind in KINDS and not any(is_kind(record, kind) for record in data.training)
+    ]
     if not data.validation and ("validation" in needs or data.training):
         fix = (
             f"`python -m common.data split {shlex.quote(str(data.root))} --fraction 0.2 --seed 0` writes "
@@ -186,12 +183,3 @@ def missing_needs(data: SegmentationData, needs: Sequence[str]) -> list[Fault]:
         what = f"the method needs {NEEDS['validation']}, some have none"
         faults.append(Fault("validation", what, "add their labels or remove the records"))
     return faults
-
-
-def _unmet(need: str) -> Fault:
-    fixes = {
-        "noisy": 'mark records whose label is doubtful with "label_quality": "noisy", or simulate noise with '
-        "`python -m common.data corrupt`",
-        "unlabelled": "list images without a label in `training`",
-    }
-    return Fault("training", f"the method needs {NEEDS[need]}, there are none", fixes.get(need, f"add {NEEDS[need]}"))

@@ -11,7 +11,7 @@ import numpy as np
 
 from .checks import Case
 from .dataset import SegmentationData
-from .records import SECTIONS
+from .records import SECTIONS, is_kind
 
 
 def format_fingerprint(data: SegmentationData, cases: Sequence[Case]) -> str:
@@ -95,11 +95,9 @@ def _volumes(data: SegmentationData, case: Case) -> dict[int, float]:
 
 
 def _target(record: dict[str, Any]) -> str:
-    if "labels" in record and "label" not in record:
-        return f"{len(record['labels'])} raters"
-    if "label" in record:
-        return str(record["label_quality"]) + (f" + {len(record['labels'])} raters" if "labels" in record else "")
-    return "scribble" if "scribble" in record else "unlabelled"
+    """What a method learns from, in the words of the kinds of records: ``noisy + 3 raters``."""
+    found = [kind for kind in ("clean", "noisy", "raters", "scribble", "unlabelled") if is_kind(record, kind)]
+    return " + ".join(f"{len(record['labels'])} raters" if kind == "raters" else kind for kind in found)
 
 
 def _range(values: Sequence[tuple[float, ...]], write: Callable[[float], str]) -> str:

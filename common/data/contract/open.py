@@ -12,7 +12,7 @@ from ...errors import short_last_words
 from ...training.runs import first_rank_first
 from ..simulation.phantom import make_phantom
 from .checks import check_records
-from .dataset import NEEDS, SegmentationData, compare_classes, missing_needs, read_data
+from .dataset import SegmentationData, compare_classes, missing_needs, read_data
 from .faults import DataError
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def open_data(
     Args:
         dataset_dir: folder of the data set; None makes the phantom, once.
         datalist: name of the JSON in that folder.
-        needs: what the method needs, from :data:`NEEDS`.
+        needs: what the method needs, from :data:`~common.data.contract.dataset.NEEDS`.
         num_classes: classes of the network, background included; None takes any number.
         in_channels: image channels of the network; None takes any number.
         spatial_dims: axes of the images that the bundle takes; None takes any number.
@@ -51,9 +51,6 @@ def open_data(
         DataError: with every fault that was found and its fix.
         ValueError: an unknown item in ``needs``.
     """
-    unknown = sorted(set(needs) - set(NEEDS))
-    if unknown:
-        raise ValueError(f"unknown needs {unknown}: use some of {', '.join(NEEDS)}")
     if dataset_dir is None:
         dataset_dir = _open_phantom(phantom, Path(phantom_dir))
     data, faults = read_data(dataset_dir, datalist)
@@ -80,6 +77,23 @@ class LazyData:
     def __init__(self, **arguments: Any) -> None:
         short_last_words()
         self._arguments = arguments
+
+    def training_records(self, needs: Sequence[str], kinds: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """Records of ``training``, asked for with what the method needs of the data set.
+
+        Args:
+            needs: from :data:`~common.data.contract.dataset.NEEDS`.
+            kinds: leave out, with a note, records of none of these kinds, see
+                :data:`~common.data.contract.records.KINDS`.
+
+        Raises:
+            DataError: with every fault of the data set and every need that is not met.
+        """
+        if "_data" not in self.__dict__:
+            self._data = open_data(**self._arguments, needs=needs)
+        elif faults := missing_needs(self._data, needs):
+            raise DataError(faults, str(self._data.root))
+        return self._data.section("training", *kinds)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from .spelling import config_sign, nearest
 
 SECTIONS = ("training", "validation", "test")
 QUALITIES = ("clean", "noisy")
+SCRIBBLE_UNLABELLED = 255  # in scribble files, unless a data set says otherwise
 #: keys that hold a path or a list of paths, and which of both they may hold
 PATH_KEYS = {
     **{"image": (str, list), "label": (str,), "labels": (list,), "scribble": (str,)},
@@ -20,6 +23,67 @@ KNOWN_KEYS = {*PATH_KEYS, "label_quality", "group", "patient", "fold", "empty"}
 TOP_KEYS = {*SECTIONS, "name", "labels", "channel_names", "modality", "scribble_unlabelled_value"}
 #: what other formats call the sections
 OTHER_SECTIONS = {"train": "training", "val": "validation", "valid": "validation", "testing": "test"}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of training record.
+
+    Attributes:
+        words: what such a record has or lacks, for messages.
+        fix: how to come by some.
+        fits: tells whether a record is of this kind.
+    """
+
+    words: str
+    fix: str
+    fits: Callable[[dict[str, Any]], bool]
+
+
+def _has_label(record: dict[str, Any], *qualities: str) -> bool:
+    return "label" in record and record.get("label_quality", "clean") in qualities
+
+
+#: the kinds of a record; one may be of several, such as a clean label and a scribble
+KINDS = {
+    "label": Kind("with a `label`", "", lambda record: _has_label(record, *QUALITIES)),
+    "clean": Kind(
+        "with a clean `label` (label_quality: clean, the default)", "", lambda record: _has_label(record, "clean")
+    ),
+    "noisy": Kind(
+        "with `label_quality: noisy`",
+        'mark records whose label is doubtful with "label_quality": "noisy", or simulate noise with '
+        "`python -m common.data corrupt`",
+        lambda record: _has_label(record, "noisy"),
+    ),
+    "unlabelled": Kind(
+        "without `label`, `labels` and `scribble`",
+        "list images without a label in `training`",
+        lambda record: not {"label", "labels", "scribble"} & record.keys(),
+    ),
+    "raters": Kind("with `labels` (the masks of several raters)", "", lambda record: "labels" in record),
+    "scribble": Kind("with a `scribble`", "", lambda record: "scribble" in record),
+    "reference": Kind("with a `reference` (the truth behind a simulated defect)", "", lambda r: "reference" in r),
+}
+
+
+def is_kind(record: dict[str, Any], kind: str) -> bool:
+    """Whether a record is of a kind.
+
+    Args:
+        record: a record of the data contract; a label of which nothing is said is clean.
+        kind: one of :data:`KINDS`.
+
+    Raises:
+        ValueError: another kind.
+
+    Example:
+        >>> is_kind({"image": "a.nii.gz", "label": "b.nii.gz"}, "clean"), is_kind({"image": "a.nii.gz"}, "clean")
+        (True, False)
+    """
+    if kind not in KINDS:
+        raise ValueError(f"no kind of record is called {kind!r}: use one of {', '.join(KINDS)}.")
+    return KINDS[kind].fits(record)
 
 
 def normalise_labels(labels: Any, where: str, faults: list[Fault]) -> dict[int, str]:

@@ -11,6 +11,7 @@ from ...files import atomic_path
 from .dataset import load_json, read_data
 from .faults import DataError, Fault
 from .output import check_seed, write_json
+from .records import is_kind
 
 
 def split(
@@ -105,7 +106,7 @@ def _eligible(records: list[dict[str, Any]]) -> list[str]:
     """Groups that have clean labels throughout, in a fixed order."""
     clean: dict[str, bool] = {}
     for record in records:
-        clean[record["group"]] = clean.get(record["group"], True) and record.get("label_quality") == "clean"
+        clean[record["group"]] = clean.get(record["group"], True) and is_kind(record, "clean")
     return sorted(group for group, is_clean in clean.items() if is_clean)
 
 

@@ -1,25 +1,24 @@
-"""Batches drawn from two streams of cases, those to trust and the others."""
+"""Batches drawn from streams of cases, one for each kind of record."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from monai.data import DataLoader
 from torch import distributed
 from torch.utils.data import Sampler
 
-
-def has_clean_label(record: dict[str, Any]) -> bool:
-    """Whether a record's label is to be trusted; a label of which nothing is said is."""
-    return record.get("label_quality", "clean") == "clean"
+from ..contract.records import is_kind
 
 
-class TwoStreamBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Batches with a fixed number of cases from each of two streams, such as clean and noisy labels.
+class StreamBatchSampler(Sampler[list[tuple[int, int]]]):
+    """Batches with a fixed number of cases from each of several streams, such as clean and noisy labels.
 
-    Each stream runs through its cases in a new random order again and again. If one stream has no cases (all labels
-    clean, say, when an annotation tool trains) the other fills the batch. What a batch holds follows from (seed,
+    A record goes to the first stream whose kind it is, or, if it is of none of them, to the last. Each stream runs
+    through its cases in a new random order again and again. A stream without cases (all labels clean, say, when an
+    annotation tool trains) leaves its places to the first stream that has some. What a batch holds follows from (seed,
     epoch, position, rank) alone, so a resumed run continues exactly; ranks share each stream without overlap.
 
     An item is (index, seed): the seed replays the case's random transforms, whichever worker runs them, see
@@ -27,38 +26,38 @@ class TwoStreamBatchSampler(Sampler[list[tuple[int, int]]]):
 
     Args:
         records: the data list that the dataset holds, in its order.
-        first: cases a batch from the first stream.
-        second: cases a batch from the second stream.
+        streams: kind of record, see :data:`~common.data.contract.records.KINDS`, to cases a batch.
         batches: batches an epoch, for each rank.
         seed: of the order.
-        is_first: tells the first stream's records; default: a clean label.
 
     Raises:
-        ValueError: when there are no records, or a batch would be empty.
+        ValueError: when there are no records, a kind is unknown, or a batch would be empty.
+
+    Example:
+        >>> records = [{"label": "a", "label_quality": "clean"}, {"label": "b", "label_quality": "noisy"}]
+        >>> sampler = StreamBatchSampler(records, {"clean": 1, "noisy": 2}, batches=1)
+        >>> [[records[index]["label"] for index, _ in batch] for batch in sampler]
+        [['a', 'b', 'b']]
     """
 
     def __init__(
-        self,
-        records: Sequence[dict[str, Any]],
-        first: int,
-        second: int,
-        batches: int,
-        seed: int = 0,
-        is_first: Callable[[dict[str, Any]], bool] = has_clean_label,
+        self, records: Sequence[dict[str, Any]], streams: Mapping[str, int], batches: int, seed: int = 0
     ) -> None:
         if len(records) == 0:
             raise ValueError("No records to draw batches from: the `training` section is empty.")
-        if first < 0 or second < 0 or first + second == 0:
-            raise ValueError(f"A batch needs cases, got {first} from the first stream and {second} from the second.")
-        streams = [
-            [i for i, r in enumerate(records) if is_first(r)],
-            [i for i, r in enumerate(records) if not is_first(r)],
-        ]
-        sizes = [first, second]
-        for index in (0, 1):
-            if not streams[index]:
-                sizes = [sum(sizes) if i != index else 0 for i in (0, 1)]
-        self.streams, self.sizes = streams, sizes
+        sizes = list(streams.values())
+        if min(sizes, default=0) < 0 or sum(sizes) == 0:
+            raise ValueError(f"A batch needs cases, got {dict(streams)} from the streams.")
+        self.streams: list[list[int]] = [[] for _ in sizes]
+        for index, record in enumerate(records):
+            fitting = [number for number, kind in enumerate(streams) if is_kind(record, kind)]
+            self.streams[fitting[0] if fitting else -1].append(index)
+        filled = next(number for number, stream in enumerate(self.streams) if stream)
+        for number, stream in enumerate(self.streams):
+            if not stream:
+                sizes[filled] += sizes[number]
+                sizes[number] = 0
+        self.sizes = sizes
         self.batches = batches
         self.seed = seed
         self.epoch = 1
@@ -76,7 +75,7 @@ class TwoStreamBatchSampler(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         first_batch = (self.epoch - 1) * self.batches
         for number in range(first_batch, first_batch + self.batches):
-            indices = [i for stream in (0, 1) for i in self._draw(stream, number)]
+            indices = [i for stream in range(len(self.streams)) for i in self._draw(stream, number)]
             seeds = np.random.SeedSequence((self.seed, number, self.rank)).generate_state(len(indices))
             yield [(index, int(seed)) for index, seed in zip(indices, seeds, strict=True)]
 
@@ -89,3 +88,21 @@ class TwoStreamBatchSampler(Sampler[list[tuple[int, int]]]):
             order = np.random.default_rng((self.seed, stream, turn)).permutation(len(cases))
             drawn.append(cases[order[place]])
         return drawn
+
+
+class StreamLoader(DataLoader):
+    """MONAI's DataLoader over the batches of a :class:`StreamBatchSampler`.
+
+    Args:
+        dataset: a :class:`~common.data.loading.datasets.ReplayableDataset`; its ``data`` are the records.
+        streams: kind of record to cases a batch.
+        batches: batches an epoch, for each rank.
+        seed: of the order.
+        num_workers: processes that load.
+    """
+
+    def __init__(
+        self, dataset: Any, streams: Mapping[str, int], batches: int, seed: int = 0, num_workers: int = 0
+    ) -> None:
+        sampler = StreamBatchSampler(dataset.data, streams, batches, seed)
+        super().__init__(dataset, batch_sampler=sampler, num_workers=num_workers)

@@ -12,21 +12,23 @@ from monai.data import MetaTensor, NibabelWriter
 from monai.transforms import MapTransform, SaveImaged, Spacingd, Transform
 
 from ...files import atomic_path
-from .samplers import has_clean_label
+from ..contract.records import is_kind
 
 
 class MarkCleanLabeld(Transform):
     """Add ``clean``: True where the record's label is to be trusted (``label_quality`` is absent or "clean")."""
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        return {**data, "clean": torch.tensor(has_clean_label(dict(data)))}  # type: ignore[arg-type]
+        """Add the mark."""
+        return {**data, "clean": torch.tensor(is_kind(dict(data), "clean"))}  # type: ignore[arg-type]
 
 
 class MarkLabelledd(Transform):
     """Add ``labelled``: True where the record has a label; where it has none, background takes the label's place."""
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        labelled = "label" in data
+        """Add the mark and, where it is missing, the label."""
+        labelled = is_kind(dict(data), "label")  # type: ignore[arg-type]
         d = {**data, "labelled": torch.tensor(labelled)}
         if not labelled:
             d["label"] = torch.zeros_like(data["image"][:1])
@@ -42,6 +44,7 @@ class Resampled(Spacingd):
     """
 
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
+        """Resample what MONAI's Spacingd would."""
         hidden = {key: value for key, value in data.items() if key not in self.keys and not hasattr(value, "update")}
         seen = {key: value for key, value in data.items() if key not in hidden}
         return super().__call__(seen, lazy) | hidden
@@ -58,6 +61,7 @@ class SegmentationAndUncertaintyd(MapTransform):
         super().__init__(keys)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Turn the probabilities of each key."""
         d = dict(data)
         for key in self.key_iterator(d):
             probabilities = d[key]
@@ -117,6 +121,7 @@ class SaveNiftid(SaveImaged):
         )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Write the files; the data stay as they are."""
         if self.like is None:
             return super().__call__(data)
         name = data[self.like].meta["filename_or_obj"]

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from ..contract.faults import DataError, Fault
 from ..contract.output import check_seed, fault, new_folder, place, write_json
-from ..contract.records import PATH_KEYS, SECTIONS, normalise_labels
+from ..contract.records import PATH_KEYS, SCRIBBLE_UNLABELLED, SECTIONS, is_kind, normalise_labels
 from .defects import KINDS, Boundary, Defect, Noise, Parameters, Raters, Scribbles, Unlabelled
 
 # images are linked, as they are large and nobody edits them; labels are copied, as people do edit those
@@ -166,7 +166,7 @@ def _write(root: Path, listing: dict[str, Any], recipe: dict[str, Any], output: 
     if len(set(labels)) != len(labels):
         raise fault(root, "several records share one label file", "give each record its own label file")
     defect = _defect(recipe["kind"], {key: value for key, value in recipe.items() if key not in COMMON_KEYS})
-    unlabelled = listing.get(UNLABELLED, 255)
+    unlabelled = listing.get(UNLABELLED, SCRIBBLE_UNLABELLED)
     if isinstance(defect, Scribbles):
         listing[UNLABELLED] = unlabelled
         for record in changed.values():
@@ -326,7 +326,7 @@ def _inside(name: str, datalist: Path) -> str:
 
 
 def _is_clean(record: dict[str, Any]) -> bool:
-    return isinstance(record.get("label"), str) and record.get("label_quality", "clean") == "clean"
+    return isinstance(record.get("label"), str) and is_kind(record, "clean")
 
 
 def _case_key(record: dict[str, Any]) -> str:

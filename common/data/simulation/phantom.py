@@ -16,6 +16,7 @@ import numpy as np
 from scipy import ndimage
 
 from ..contract.faults import DataError, Fault
+from ..contract.records import SCRIBBLE_UNLABELLED
 from .noise import apply_noise, sample_noise, settle_noise
 from .phantom_labels import apply_scribble, sample_scribble
 from .raters import STYLES, ambiguity, apply_raters, sample_border, sample_raters, true_probability
@@ -24,7 +25,6 @@ VERSION = 5
 KINDS = ("dense", "noisy", "unlabelled", "scribbles", "raters")
 LABELS = {"0": "background", "1": "body", "2": "lobe", "3": "cap"}
 SPACING = (1.0, 1.0, 1.5)  # mm
-UNLABELLED_VALUE = 255
 RATERS = (3, 5)  # smallest and largest number a case
 FAINT = 3  # the structure that raters may leave out
 
@@ -141,7 +141,7 @@ def _write_dataset(directory: Path, recipe: dict[str, Any]) -> None:
     kind, seed, shape = recipe["kind"], recipe["seed"], tuple(recipe["shape"])
     content: dict[str, Any] = {"name": f"phantom ({kind})", "labels": LABELS}
     if kind == "scribbles":
-        content["scribble_unlabelled_value"] = UNLABELLED_VALUE
+        content["scribble_unlabelled_value"] = SCRIBBLE_UNLABELLED
     content["phantom"] = recipe
     corruption: dict[str, Any] = {}
     number = 0
@@ -185,7 +185,7 @@ class _LabelWriter:
         kind = self.recipe["kind"]
         if kind == "scribbles":
             self.parameters = [sample_scribble(self.rng)]
-            scribble = apply_scribble(self.label, self.parameters[0], UNLABELLED_VALUE)
+            scribble = apply_scribble(self.label, self.parameters[0], SCRIBBLE_UNLABELLED)
             return {"scribble": self._write("scribbles", scribble), "reference": self._write("references", self.label)}
         if kind == "dense" or (kind in ("noisy", "unlabelled") and place < _FULLY_LABELLED):
             return {"label": self._write("labels", self.label)}

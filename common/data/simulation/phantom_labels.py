@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 from scipy import ndimage
-from skimage.morphology import skeletonize
+
+from ..contract.records import SCRIBBLE_UNLABELLED
+from .scribbles import skeleton
 
 
 def sample_scribble(rng: np.random.Generator) -> dict[str, Any]:
@@ -26,7 +28,7 @@ def sample_scribble(rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
-def apply_scribble(label: np.ndarray, parameters: dict[str, Any], unlabelled: int = 255) -> np.ndarray:
+def apply_scribble(label: np.ndarray, parameters: dict[str, Any], unlabelled: int = SCRIBBLE_UNLABELLED) -> np.ndarray:
     """Scribbles of a dense label: slice by slice each structure's skeleton, and an arc in the background.
 
     Args:
@@ -50,5 +52,5 @@ def apply_scribble(label: np.ndarray, parameters: dict[str, Any], unlabelled: in
         angle = np.arctan2(rows - middle[0], columns - middle[1])
         drawn[ring & ((angle - parameters["angle"]) % (2 * np.pi) < parameters["arc"])] = 0
         for structure in np.unique(plane[foreground]):
-            drawn[skeletonize(plane == structure)] = structure
+            drawn[skeleton(plane == structure)] = structure
     return scribble

@@ -17,6 +17,7 @@ import numpy as np
 from scipy import ndimage
 from skimage.morphology import convex_hull_image, skeletonize
 
+from ..contract.records import SCRIBBLE_UNLABELLED
 from .noise import bounding_box
 
 MARGIN = 5.0
@@ -61,7 +62,7 @@ def apply_scribbles(
     slice_axis: int | None = 2,
     margin: float = MARGIN,
     width: int = 1,
-    unlabelled: int = 255,
+    unlabelled: int = SCRIBBLE_UNLABELLED,
 ) -> np.ndarray:
     """Scribbles of a dense label, slice by slice or in 3D, without chance.
 

@@ -341,12 +341,8 @@ def _subtitle(summary: Summary) -> str:
 
 
 def write_report(
+    results_dir: str | os.PathLike[str],
     history_csv: str | os.PathLike[str],
-    metrics_csv: str | os.PathLike[str],
-    reliability_csv: str | os.PathLike[str],
-    predictions_dir: str | os.PathLike[str],
-    output_png: str | os.PathLike[str],
-    output_csv: str | os.PathLike[str],
     title: str = "Segmentation report",
     seed: int = 0,
     dpi: int = 180,
@@ -359,13 +355,10 @@ def write_report(
     its place: a report needs neither training history nor pictures.
 
     Args:
+        results_dir: folder of an evaluation, see :class:`~common.evaluation.handlers.CaseMetrics`; ``report.png``, the
+            page, and ``report.csv``, one line a metric and structure (:data:`SUMMARY_COLUMNS`), are written there.
         history_csv: training history, columns iteration, epoch, name, value; names ``loss/<term>``, ``loss/total``,
             ``validation/mean_dice``.
-        metrics_csv: as :meth:`common.evaluation.metrics.CaseTable.write_csv` writes it.
-        reliability_csv: as :meth:`common.evaluation.metrics.CaseTable.write_reliability_csv` writes it.
-        predictions_dir: holds ``<case>/<case>_{image,label,pred,uncertainty}.nii.gz`` for each case of the metrics.
-        output_png: the page.
-        output_csv: the summary, one line a metric and structure, columns :data:`SUMMARY_COLUMNS`.
         title: heading of the page.
         seed: of the bootstrap intervals.
         dpi: dots per inch of the page.
@@ -377,7 +370,8 @@ def write_report(
         FileNotFoundError: if there are no metrics.
         ValueError: if a table that is there lacks a column.
     """
-    metrics, curves, bins = Path(metrics_csv), Path(history_csv), Path(reliability_csv)
+    folder, curves = Path(results_dir), Path(history_csv)
+    metrics, bins, page = folder / "metrics.csv", folder / "reliability.csv", folder / "report.png"
     if not metrics.is_file():
         raise FileNotFoundError(
             f"{metrics}: no evaluation here. Fix: run `evaluating` first, or give its --output_dir."
@@ -386,11 +380,11 @@ def write_report(
     summary = summarise(rows, seed)
     history = read_history(curves) if curves.is_file() else {}
     reliability = read_reliability(bins) if bins.is_file() else None
-    write_rows(summary.rows, output_csv, SUMMARY_COLUMNS)
+    write_rows(summary.rows, folder / "report.csv", SUMMARY_COLUMNS)
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=_PAGE)
         canvas = FigureCanvasAgg(figure)
-        _draw_page(figure, title, history, reliability, rows, summary, Path(predictions_dir))
-        with atomic_path(output_png) as temporary:
+        _draw_page(figure, title, history, reliability, rows, summary, folder)
+        with atomic_path(page) as temporary:
             canvas.print_figure(temporary, dpi=dpi, format="png")
-    return Path(output_png)
+    return page

@@ -159,7 +159,7 @@ def test_all_faults_come_at_once_and_survive_pickling(tmp_path: Path) -> None:
 
 def test_unknown_need_is_the_programmers_mistake(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown needs"):
-        open_data(tmp_path, needs=["nosy"])
+        open_data(write_dataset(tmp_path), needs=["nosy"])
 
 
 def test_no_folder_means_phantom_and_one_line_says_so(
@@ -179,12 +179,12 @@ def test_no_folder_means_phantom_and_one_line_says_so(
     assert len(lines) == 1 and "built-in phantom data set (noisy)" in lines[0]
 
 
-def test_records_that_lack_a_key_are_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_records_of_other_kinds_are_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = open_data(write_dataset(tmp_path))
     data.training[0].pop("label")
     with caplog.at_level("WARNING"):
         assert data.section("training", "label") == data.training[1:]
-    assert "training: 1 of 2 records lack `label`: left out" in caplog.text
-    assert data.section("training", "label", "image") == data.section("training") == data.training
-    with pytest.raises(DataError, match="no record with `scribble` or `labels`"):
-        data.section("training", "scribble", "labels")
+    assert "training: 1 of 2 records left out, only those with a `label` are used" in caplog.text
+    assert data.section("training", "label", "unlabelled") == data.section("training") == data.training
+    with pytest.raises(DataError, match="no record with a `scribble` or with `labels`"):
+        data.section("training", "scribble", "raters")

@@ -10,7 +10,7 @@ from monai.data import DataLoader
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised, RandSpatialCropd
 
 from common.data.loading.datasets import ReplayableDataset
-from common.data.loading.samplers import TwoStreamBatchSampler
+from common.data.loading.samplers import StreamBatchSampler
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def dataset() -> ReplayableDataset:
 
 
 def batches(dataset: ReplayableDataset, workers: int = 0, epoch: int = 1) -> list[torch.Tensor]:
-    sampler = TwoStreamBatchSampler(dataset.data, first=2, second=0, batches=3)
+    sampler = StreamBatchSampler(dataset.data, {"clean": 2}, batches=3)
     sampler.set_epoch(epoch)
     loader: Any = DataLoader(dataset, batch_sampler=sampler, num_workers=workers)
     return [batch["image"].as_tensor() for batch in loader]

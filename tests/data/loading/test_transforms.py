@@ -36,7 +36,7 @@ OBLIQUE[:3, 3] = (5.0, -7.0, 3.0)
 
 @pytest.mark.parametrize(("quality", "clean"), [(None, True), ("clean", True), ("noisy", False)])
 def test_clean_labels_are_marked(quality: str | None, clean: bool) -> None:
-    record: dict[Hashable, Any] = {"image": "a"}
+    record: dict[Hashable, Any] = {"image": "a", "label": "b"}
     if quality is not None:
         record["label_quality"] = quality
     marked = MarkCleanLabeld()(record)

@@ -11,21 +11,20 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from monai.data import MetaTensor, decollate_batch, list_data_collate
-from monai.transforms import LoadImage
+from monai.transforms import Invertd, LoadImage
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from common.data import DataError
-from common.data.contract.faults import Fault
-from common.data.contract.names import case_name, voxel_size
-from common.data.loading.transforms import SaveNiftid
-from common.evaluation.metrics import write_rows
-from common.evaluation.report.cases import draw_caption, draw_scale_bar, load_case
-from common.evaluation.report.page import case_legend, draw_case
-from common.files import atomic_path
-from common.training.runs import start_results
-
-from .audit import auroc, disagreement, mean_dice, near_foreground, propose_label, suspicion, volumes
+from ...data.contract.faults import DataError, Fault
+from ...data.contract.names import case_name, voxel_size
+from ...data.contract.records import is_kind
+from ...data.loading.transforms import SaveNiftid
+from ...files import atomic_path
+from ...training.runs import start_results
+from ..audit import auroc, disagreement, mean_dice, near_foreground, propose_label, suspicion, volumes
+from ..metrics import write_rows
+from .cases import draw_caption, draw_scale_bar, load_case
+from .page import case_legend, draw_case
 
 COLUMNS = ("rank", "case", "score", "structure", "structure_score", "too_much", "too_little", "unit", "verdict")
 MEASURED = ("case", "score", "dice_label", "dice_proposed", "auroc_image", "auroc_near")
@@ -45,8 +44,7 @@ class LabelAudit:
         records: of the data set.
         quality: audit the labels said to be ``noisy``, ``clean``, or ``all``.
         preprocessing: of ``image`` and ``label``; leaves ``label`` in its own space and a copy of the image ``shown``.
-        inferer: a MONAI inferer.
-        postprocessing: turns logits ``pred`` into probabilities in the label's space.
+        inferer: gives probabilities, see :mod:`~common.evaluation.inferers`.
         structures: names by class number.
         output_dir: folder to write to.
         device: where to run.
@@ -64,7 +62,6 @@ class LabelAudit:
         quality: str,
         preprocessing: Any,
         inferer: Any,
-        postprocessing: Any,
         structures: Mapping[int, str],
         output_dir: str | os.PathLike[str],
         device: str | torch.device = "cpu",
@@ -73,13 +70,13 @@ class LabelAudit:
     ) -> None:
         if quality not in QUALITIES:
             raise ValueError(f"quality: {quality!r} is unknown. Choose {', '.join(QUALITIES)}.")
-        labelled = [record for record in records if "label" in record]
-        self.records = [r for r in labelled if quality in ("all", r.get("label_quality", "clean"))]
+        self.records = [record for record in records if is_kind(record, "label" if quality == "all" else quality)]
         if not self.records:
             fix = "name another section by --section, or audit all labels by --quality all"
             raise DataError([Fault("audit", f"the section has no records whose label is {quality}", fix)])
         self.network = network.to(device).eval()
-        self.preprocessing, self.inferer, self.postprocessing = preprocessing, inferer, postprocessing
+        self.preprocessing, self.inferer = preprocessing, inferer
+        self.postprocessing = Invertd("pred", transform=preprocessing, orig_keys="image", nearest_interp=False)
         self.structures = {int(value): name for value, name in structures.items() if int(value) != 0}
         self.folder = Path(output_dir)
         self.device = torch.device(device)
@@ -124,9 +121,9 @@ class LabelAudit:
         """(C, *S) in the label's space."""
         image = item["image"][None].to(self.device)
         with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
-            logits = self.inferer(image, self.network).float().cpu()
+            probabilities = self.inferer(image, self.network).float().cpu()
         batch = decollate_batch(list_data_collate([{"image": item["image"]}]))[0]
-        return self.postprocessing({**batch, "pred": logits[0]})["pred"].cpu().numpy()
+        return self.postprocessing({**batch, "pred": probabilities[0]})["pred"].cpu().numpy()
 
     def _audit(self, case: str, item: dict[str, Any], reference: str | None) -> float:
         probabilities = self._probabilities(item)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from monai.inferers import SimpleInferer
-from monai.transforms import Activationsd, Compose, CopyItemsd, EnsureTyped, Invertd, LoadImaged, Orientationd
+from monai.transforms import Compose, CopyItemsd, EnsureTyped, LoadImaged, Orientationd
 
-from bundles.alc.scripts.audit import auroc, disagreement, mean_dice, near_foreground, propose_label, suspicion, volumes
-from bundles.alc.scripts.auditor import LabelAudit
 from common.data import DataError, make_phantom
+from common.evaluation.audit import auroc, disagreement, mean_dice, near_foreground, propose_label, suspicion, volumes
+from common.evaluation.report.audit import LabelAudit
 
 STRUCTURES = {0: "background", 1: "body", 2: "lobe", 3: "cap"}
 
@@ -64,7 +64,7 @@ class Oracle(torch.nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         classes = torch.arange(4, dtype=torch.float32).reshape(1, 4, 1, 1, 1)
-        return -6.0 * (image.round() - classes).abs()
+        return (-6.0 * (image.round() - classes).abs()).softmax(1)
 
 
 def audit_of(folder: Path, quality: str = "noisy", **changes: Any) -> LabelAudit:
@@ -92,19 +92,12 @@ def audit_of(folder: Path, quality: str = "noisy", **changes: Any) -> LabelAudit
             EnsureTyped(["image", "label"], dtype=[torch.float32, torch.uint8]),
         ]
     )
-    postprocessing = Compose(
-        [
-            Activationsd("pred", softmax=True),
-            Invertd("pred", transform=preprocessing, orig_keys="image", nearest_interp=False),
-        ]
-    )
     return LabelAudit(
         Oracle(),
         records,
         quality,
         preprocessing,
         SimpleInferer(),
-        postprocessing,
         STRUCTURES,
         folder / "out",
         **changes,

@@ -1,0 +1,137 @@
+"""Write a stand-alone copy of a bundle, for the MONAI model zoo, MONAI Label or any folder without this repository.
+
+    python ci/export_bundle.py alc --output exported
+
+makes ``exported/alc`` and ``exported/alc_v<version>.zip``:
+
+- the needed part of ``common``, found by following imports, stands in ``scripts/_common`` (MONAI Label tells bundles
+  apart by forgetting modules named ``scripts``, so nothing may stand outside that package);
+- configs name it by ``scripts._common``, and ``bundle_root`` is ``.``;
+- the trained weights are in ``models/model.pt``.
+
+What a run was given on top of the configs goes along, so that annotation servers, which read no overlays, find it:
+
+    python ci/export_bundle.py alc --output exported --overlay bundles/alc/configs/la.yaml \\
+        --dataset_dir /data/la --weights runs/la/model.pt
+
+writes the overlay's values into the configs, and the classes of the data set's JSON into configs and metadata.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from .bundle import BundleExport
+from .configs import read_labels, read_overlays
+from .package import ROOT, ExportError
+
+# what annotation servers do with an export first of all; in its folder, by a process that knows nothing else
+TRY_WEIGHTS = """
+import sys
+import torch
+from monai.bundle import ConfigParser
+sys.path.insert(0, ".")
+parser = ConfigParser()
+parser.read_config("configs/inference.yaml")
+state = torch.load("models/model.pt", map_location="cpu", weights_only=True)
+parser.get_parsed_content("network_def").load_state_dict(state.get("model", state))
+"""
+
+
+def _try_weights(folder: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", TRY_WEIGHTS], cwd=folder, capture_output=True, text=True)
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines()
+        raise ExportError(
+            f"the weights do not go into the network of inference.yaml ({said[-1].strip() if said else 'no reason'}). "
+            "Fix: give the overlay and the data set that they were trained with, by --overlay and --dataset_dir."
+        )
+
+
+def _find_weights(bundle: Path, weights: Path | None, without: bool) -> Path | None:
+    if without:
+        return None
+    path = bundle / "models" / "model.pt" if weights is None else weights
+    if not path.is_file():
+        raise ExportError(f"{path}: no weights. Fix: train first, name a file by --weights, or give --without-weights.")
+    return path
+
+
+def export_bundle(
+    name: str,
+    output: Path,
+    weights: Path | None = None,
+    without_weights: bool = False,
+    overwrite: bool = False,
+    overlay: Sequence[Path] = (),
+    dataset_dir: Path | None = None,
+    datalist: str = "dataset.json",
+    root: Path = ROOT,
+) -> tuple[Path, Path]:
+    """Export a bundle.
+
+    Args:
+        name: name of the bundle.
+        output: folder to write ``<name>`` and ``<name>_v<version>.zip`` to.
+        weights: state dict to ship; default ``bundles/<name>/models/model.pt``.
+        without_weights: ship none.
+        overwrite: replace an earlier export.
+        overlay: configs whose values are written into train.yaml and inference.yaml, the later before the earlier.
+        dataset_dir: data set that the weights were trained with; its classes are written into configs and metadata.
+        datalist: name of its JSON.
+        root: folder of the repository.
+
+    Returns:
+        the folder and the zip.
+
+    Raises:
+        ExportError: says what is wrong and what to do.
+    """
+    labels = None if dataset_dir is None else read_labels(dataset_dir, datalist)
+    export = BundleExport(name, root, read_overlays(overlay), labels)
+    folder, archive = output / name, output / f"{name}_v{export.version}.zip"
+    if there := [str(path) for path in (folder, archive) if path.exists() and not overwrite]:
+        raise ExportError(f"{there[0]} is there already. Fix: give --overwrite or another --output.")
+    shipped = _find_weights(export.source, weights, without_weights)
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=output) as working:
+        fresh, packed = Path(working) / name, Path(working) / archive.name
+        export.write(fresh, shipped)
+        if shipped is not None:
+            _try_weights(fresh)
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
+            for path in sorted(fresh.rglob("*")):
+                file.write(path, path.relative_to(working))
+        if folder.exists():
+            os.replace(folder, Path(working) / "replaced")
+        os.replace(fresh, folder)
+        os.replace(packed, archive)
+    return folder, archive
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="name of the bundle")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--weights", type=Path, help="state dict to ship; default bundles/NAME/models/model.pt")
+    parser.add_argument("--without-weights", action="store_true", help="ship no weights")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+    parser.add_argument("--overlay", type=Path, nargs="*", default=[], help="configs whose values are written in")
+    parser.add_argument("--dataset_dir", type=Path, help="data set whose classes are written in")
+    parser.add_argument("--datalist", default="dataset.json", help="name of its JSON")
+    arguments = parser.parse_args()
+    try:
+        folder, archive = export_bundle(**vars(arguments))
+    except ExportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{folder}\n{archive}")
+    return 0
