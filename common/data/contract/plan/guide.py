@@ -27,12 +27,12 @@ class Guide:
         streams: setting that holds the number of cases a batch, by kind of record.
         multiple: of which sizes in voxels must be, for the network.
         iterations: of the paper's training.
-        least_iterations: below which patches are made smaller rather than the training shorter.
+        least_iterations: steps that a training should have; below them patches do not grow.
         learning_rate: of the paper's training.
         most_learning_rate: of a shorter one.
         paper_batch: cases of the paper's batch, by kind of record.
         keep: settings whatever the data, with their reasons.
-        short: those that replace them in a training of less than half of the paper's iterations.
+        short: those that replace them where the paper's iterations would take too long with the smallest patches.
         windows: settings in pixels, from the paper's to the least, for slices of ``window_slice`` pixels.
         window_slice: side of the paper's slices in pixels.
     """

@@ -21,7 +21,7 @@ from . import rules
 from .choice import Choice, write_overlay
 from .guide import Guide, read_guide
 from .probe import Probe, own_peak
-from .search import Limits, Outcome, search
+from .search import Limits, Outcome, Search
 from .traits import Traits, measure_traits
 
 GIGABYTE = 1e9
@@ -85,7 +85,7 @@ def make_plan(
     settings = {key: choice.value for key, choice in fixed.items()}
     settings |= {"dataset_dir": str(data.root), "datalist": datalist}
     probe = Probe(guide.root, _spread(usable, guide), [case.record for case in _ends(validation)], settings)
-    outcome = search(traits, guide, limits, probe, (len(usable), len(validation)), overhead)
+    outcome = Search(traits, guide, limits, (len(usable), len(validation)), overhead).run(probe)
     if outcome is None:
         what = f"is {limits.memory / GIGABYTE:.3g}, too little for a batch of the smallest patches"
         raise DataError(

@@ -220,7 +220,7 @@ def _of_patches(traits: Traits, spacing: Sequence[float], patch: Sequence[int]) 
     voxel = math.prod(spacing)
     found = [
         f"structure {name!r} is as small as {volume:.3g} mm3, less than a voxel of {voxel:.3g} mm3 at this spacing: "
-        "resampling can lose it. Give more --minutes or --memory for a finer spacing, or leave the structure out"
+        "resampling can lose it. Give more --minutes or --memory for a finer spacing, or leave it out"
         for name, volume in traits.smallest.items()
         if volume < voxel
     ]
@@ -243,7 +243,7 @@ def _of_slices(traits: Traits, axis: int, size: Sequence[int]) -> list[str]:
     depth = float(np.median(traits.spacings[:, axis]))
     found += [
         f"structure {name!r} is as small as {volume:.3g} mm3, less than a pixel of {area * depth:.3g} mm3 "
-        "at this size: resizing can lose it. Give more --minutes or --memory for larger slices, or leave the structure out"
+        "at this size: resizing can lose it. Give more --minutes or --memory for larger slices, or leave it out"
         for name, volume in traits.smallest.items()
         if volume < area * depth
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from .guide import Guide
 from .probe import Measurement, NoRoomError
 from .traits import Traits
 
+STEPS_KEPT = 0.5  # share of the steps at the smallest size below which sizes do not grow, in the guide's bounds
 CACHE = 0.4  # share of the memory that prepared images may take, at most
 TARGET = 0.85  # share of the memory that a plan aims at: images differ, and so do allocators
 EPOCHS = rules.EPOCHS
@@ -49,14 +50,12 @@ class Candidate:
     Attributes:
         choices: settings.
         work: voxels of a batch.
-        prepared: mean voxels of a case after resampling or resizing, over all cases.
-        largest: the same of the largest case.
+        prepared: mean voxels of a case after resampling or resizing.
     """
 
     choices: Mapping[str, Choice]
     work: float
     prepared: float
-    largest: float
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -123,8 +122,8 @@ def _patches(traits: Traits, guide: Guide, voxels: float) -> dict[str, Choice]:
     why = f"mm; {native.reason}"
     if spacing != native.value:
         why = (
-            f"mm; {native.reason} is {native.value}: coarser, so that the patch shows {100 * rules.COVERAGE:.0f}% of it, "
-            f"or as far as structures keep {rules.LEAST_VOXELS:g} voxels"
+            f"mm; {native.reason} is {native.value}; coarser, so that a patch shows "
+            f"{100 * rules.COVERAGE:.0f}% of it, as far as structures keep {rules.LEAST_VOXELS:g} voxels"
         )
     return {
         "spacing": Choice(spacing, why),
@@ -149,149 +148,144 @@ def _with_batch(traits: Traits, guide: Guide, size: dict[str, Choice], times: in
         voxels = np.rint(traits.extents / np.array(size["spacing"].value))
         prepared = np.maximum(voxels, np.array(patch)).prod(axis=1)
     work = math.prod(patch) * sum(choice.value for choice in batch.values())
-    return Candidate({**size, **batch}, float(work), float(prepared.mean()), float(prepared.max()))
+    return Candidate({**size, **batch}, float(work), float(prepared.mean()))
 
 
-def search(
-    traits: Traits,
-    guide: Guide,
-    limits: Limits,
-    probe: Callable[[Mapping[str, Any], int], Measurement],
-    cases: tuple[int, int],
-    overhead: tuple[float, float] = (0.0, 0.0),
-) -> Outcome | None:
-    """Find the largest candidate that fits, by measuring a few.
+class Search:
+    """Finds the largest candidate that fits, by measuring a few.
 
     Each measurement tells how far the next may go: time and memory are taken to grow in a straight line with the
-    voxels of a batch. What is returned was measured itself.
+    voxels of a batch. What is found was measured itself.
 
     Args:
         traits: of the data set.
         guide: of the bundle.
         limits: what the training may take.
-        probe: measures settings, in so many timed steps.
         cases: numbers of training and of validation images.
         overhead: seconds and bytes that a run needs for the check of the data set, before it trains.
-
-    Returns:
-        the outcome; None if not even the smallest fits into the memory.
     """
-    listed = candidates(traits, guide)
-    measured: dict[int, Outcome] = {}
-    too_large = len(listed)
-    place, steps, keep = 0, 6, guide.keep
-    for _ in range(MOST_PROBES):
-        candidate = listed[place]
-        settings = {key: choice.value for key, choice in keep.items()} | candidate.settings
-        try:
-            found = probe(settings, steps)
-        except NoRoomError:
-            too_large = place
+
+    def __init__(
+        self,
+        traits: Traits,
+        guide: Guide,
+        limits: Limits,
+        cases: tuple[int, int],
+        overhead: tuple[float, float] = (0.0, 0.0),
+    ) -> None:
+        self.guide = guide
+        self.limits = limits
+        self.cases = cases
+        self.overhead = overhead
+        self.listed = candidates(traits, guide)
+        self.measured: dict[int, Outcome] = {}
+        self.too_large = len(self.listed)
+        self.short = False
+        self.least = guide.least_iterations
+
+    def run(self, probe: Callable[[Mapping[str, Any], int], Measurement]) -> Outcome | None:
+        """Search.
+
+        Args:
+            probe: measures settings, in so many timed steps.
+
+        Returns:
+            the outcome; None if not even the smallest fits into the memory.
+        """
+        place: int | None = 0
+        for _ in range(MOST_PROBES):
+            if place is None:
+                break
+            try:
+                found = probe(self._settings(place), self._steps(place))
+            except NoRoomError:
+                self.too_large = place
+            else:
+                outcome = self._outcome(place, found)
+                if not self.measured:
+                    again = self._begin(outcome)
+                    if again:
+                        continue
+                self.measured[place] = outcome
+                if not self._fits(outcome, place):
+                    self.too_large = min(self.too_large, place)
+            place = self._next()
+        fitting = [place for place in self.measured if place < self.too_large]
+        return self.measured[max(fitting)] if fitting else None
+
+    def _begin(self, smallest: Outcome) -> bool:
+        """See from the smallest size what kind of training it will be; whether that is to be measured anew."""
+        if not self.short and smallest.iterations < self.guide.iterations:
+            self.short = True
+            if self.guide.short:
+                return True
+        most = max(self.guide.least_iterations, self.guide.iterations // 2)
+        self.least = int(np.clip(smallest.iterations * STEPS_KEPT, self.guide.least_iterations, most))
+        return False
+
+    def _settings(self, place: int) -> dict[str, Any]:
+        kept = {**self.guide.keep, **(self.guide.short if self.short else {})}
+        choices = {**kept, **self.listed[place].choices}
+        return {key: choice.value for key, choice in choices.items()}
+
+    def _outcome(self, place: int, found: Measurement) -> Outcome:
+        """How long and how large the whole training will be."""
+        candidate, limits = self.listed[place], self.limits
+        training, validation = self.cases
+        images = training + validation
+        room = CACHE * (limits.host if found.cuda else limits.memory)
+        cache_rate = min(1.0, math.floor(100 * room / max(images * found.cached, 1)) / 100)
+        batch = sum(candidate.choices[key].value for key in self.guide.streams.values())
+        step = found.step + (1 - cache_rate) * batch * found.load  # what is not kept is read and prepared again
+        validating = validation * (found.validate + (1 - cache_rate) * found.load)
+        fixed = found.start + self.overhead[0] + cache_rate * images * found.load + EPOCHS * found.save
+        if limits.seconds is None:
+            iterations, validations = self.guide.iterations, VALIDATIONS
         else:
-            outcome = _outcome(guide, limits, candidate, found, cases, overhead, keep is not guide.keep)
-            if place == 0 and keep is guide.keep and guide.short and outcome.iterations < guide.iterations:
-                keep = {**guide.keep, **guide.short}  # whatever is chosen, the training will be a short one
-                continue
-            measured[place] = outcome
-            if not _fits(guide, limits, outcome, place):
-                too_large = min(too_large, place)
-        following = _next(guide, limits, listed, measured, too_large, cases, overhead, keep is not guide.keep)
-        if following is None:
-            break
-        place = following
-        steps = _steps(listed, measured, place)
-    fitting = [place for place in measured if place < too_large]
-    return measured[max(fitting)] if fitting else None
+            left = max(0.0, limits.seconds - fixed)
+            validations = int(min(VALIDATIONS, max(1, VALIDATING * left // max(validating, 1e-9))))
+            iterations = max(1, int((left - validations * validating) / step))
+        seconds = fixed + validations * validating + iterations * step
+        memory = max(found.memory + (0 if found.cuda else cache_rate * images * found.cached), self.overhead[1])
+        return Outcome(candidate, found, iterations, validations, cache_rate, seconds, memory, self.short)
 
+    def _fits(self, outcome: Outcome, place: int) -> bool:
+        """Enough memory, and enough iterations; where even the smallest has too few there is no better."""
+        enough = self.limits.seconds is None or outcome.iterations >= self.least or place == 0
+        return outcome.memory <= TARGET * self.limits.memory and enough
 
-def _outcome(
-    guide: Guide,
-    limits: Limits,
-    candidate: Candidate,
-    found: Measurement,
-    cases: tuple[int, int],
-    overhead: tuple[float, float],
-    short: bool,
-) -> Outcome:
-    """How long and how large the whole training will be."""
-    training, validation = cases
-    images = training + validation
-    room = CACHE * (limits.host if found.cuda else limits.memory)
-    cache_rate = min(1.0, math.floor(100 * room / max(images * found.cached, 1)) / 100)
-    batch = sum(candidate.choices[key].value for key in guide.streams.values())
-    step = found.step + (1 - cache_rate) * batch * found.load  # what is not kept is read and prepared again
-    validating = validation * (found.validate + (1 - cache_rate) * found.load)
-    fixed = found.start + overhead[0] + cache_rate * images * found.load + EPOCHS * found.save
-    if limits.seconds is None:
-        iterations, validations = guide.iterations, VALIDATIONS
-    else:
-        left = max(0.0, limits.seconds - fixed)
-        validations = int(min(VALIDATIONS, max(1, VALIDATING * left // max(validating, 1e-9))))
-        iterations = max(1, int((left - validations * validating) / step))
-    seconds = fixed + validations * validating + iterations * step
-    memory = max(found.memory + (0 if found.cuda else cache_rate * images * found.cached), overhead[1])
-    return Outcome(candidate, found, iterations, validations, cache_rate, seconds, memory, short)
+    def _next(self) -> int | None:
+        """The largest candidate not measured yet that should fit; None if the largest that fits is measured."""
+        fitting = [place for place in self.measured if place < self.too_large]
+        if not fitting:
+            return None if self.too_large == 0 else 0
+        for place in range(self.too_large - 1, max(fitting), -1):
+            if self._fits(self._outcome(place, self._predict(place)), place):
+                return place
+        return None
 
+    def _predict(self, place: int) -> Measurement:
+        """Time and memory of a candidate, along the line through the two largest measured ones."""
+        *before, last = sorted(self.measured)
+        known, work = self.measured[last].measured, self.listed[place].work
+        prepared = self.listed[place].prepared / self.listed[last].prepared
 
-def _least(guide: Guide, short: bool) -> int:
-    """Iterations below which patches are made smaller rather than the training shorter."""
-    return guide.least_iterations if short else max(guide.least_iterations, guide.iterations // 2)
+        def line(read: Callable[[Measurement], float], fixed: float) -> float:
+            if not before:  # in proportion: more than it will be, for there is more that does not grow
+                return fixed + (read(known) - fixed) * work / self.listed[last].work
+            rise = read(known) - read(self.measured[before[-1]].measured)
+            slope = rise / (self.listed[last].work - self.listed[before[-1]].work)
+            return read(known) + max(slope, 0.0) * (work - self.listed[last].work)
 
+        return replace(
+            known,
+            load=known.load * max(1.0, prepared),
+            step=line(lambda found: found.step, 0.0),
+            validate=known.validate * max(1.0, prepared),
+            memory=int(line(lambda found: found.memory, known.base)),
+            cached=int(known.cached * prepared),
+        )
 
-def _fits(guide: Guide, limits: Limits, outcome: Outcome, place: int) -> bool:
-    """Enough memory, and enough iterations; of too few the smallest size has the most."""
-    enough = limits.seconds is None or outcome.iterations >= _least(guide, outcome.short) or place == 0
-    return outcome.memory <= TARGET * limits.memory and enough
-
-
-def _next(
-    guide: Guide,
-    limits: Limits,
-    listed: list[Candidate],
-    measured: dict[int, Outcome],
-    too_large: int,
-    cases: tuple[int, int],
-    overhead: tuple[float, float],
-    short: bool,
-) -> int | None:
-    """The largest candidate not measured yet that should fit; None if the largest that fits is measured."""
-    fitting = [place for place in measured if place < too_large]
-    if not fitting:
-        return None if too_large == 0 else 0
-    for place in range(too_large - 1, max(fitting), -1):
-        guessed = _predict(listed, measured, place)
-        if _fits(guide, limits, _outcome(guide, limits, listed[place], guessed, cases, overhead, short), place):
-            return place
-    return None
-
-
-def _predict(listed: list[Candidate], measured: dict[int, Outcome], place: int) -> Measurement:
-    """Time and memory of a candidate, along the line through the two largest measured ones."""
-    last = max(measured)
-    known = measured[last].measured
-    work = listed[place].work / listed[last].work
-    prepared = listed[place].prepared / listed[last].prepared
-
-    def line(read: Callable[[Measurement], float], fixed: float) -> float:
-        if len(measured) < 2:  # in proportion: more than it will be, for there is more that does not grow
-            return fixed + (read(known) - fixed) * work
-        before = sorted(measured)[-2]
-        slope = (read(known) - read(measured[before].measured)) / (listed[last].work - listed[before].work)
-        return read(known) + max(slope, 0.0) * (listed[place].work - listed[last].work)
-
-    return Measurement(
-        start=known.start,
-        load=known.load * max(1.0, prepared),
-        step=line(lambda found: found.step, 0.0),
-        validate=known.validate * max(1.0, prepared),
-        save=known.save,
-        base=known.base,
-        memory=int(line(lambda found: found.memory, known.base)),
-        cached=int(known.cached * prepared),
-        cuda=known.cuda,
-    )
-
-
-def _steps(listed: list[Candidate], measured: dict[int, Outcome], place: int) -> int:
-    """Timed steps of the next probe: more where they are short."""
-    return int(np.clip(SECONDS / max(_predict(listed, measured, place).step, 1e-6), 3, 20)) if measured else 6
+    def _steps(self, place: int) -> int:
+        """Timed steps of the next probe: more where they are short."""
+        return int(np.clip(SECONDS / max(self._predict(place).step, 1e-6), 3, 20)) if self.measured else 6

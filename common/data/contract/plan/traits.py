@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -102,7 +103,7 @@ def measure_traits(data: SegmentationData, cases: Sequence[Case], reoriented: bo
 
 def _axes(path: str) -> tuple[int, ...]:
     """The file's axis that becomes each axis of RAS."""
-    into = nib.orientations.io_orientation(nib.load(path).affine)[:3, 0].astype(int)
+    into = nib.orientations.io_orientation(_open(path).affine)[:3, 0].astype(int)
     return tuple(int(axis) for axis in np.argsort(into))
 
 
@@ -126,7 +127,7 @@ def _intensities(cases: Sequence[Case]) -> tuple[Foreground | None, list[float]]
         paths = case.record["image"] if isinstance(case.record["image"], list) else [case.record["image"]]
         mask = _structures(case)
         for path in paths:
-            voxels = np.asanyarray(nib.load(path).dataobj)
+            voxels = np.asanyarray(_open(path).dataobj)
             zeros.append(float(np.mean(voxels == 0)))
             inside = voxels[mask] if mask is not None else np.empty(0)  # channels lie last, behind the mask's axes
             if inside.size:
@@ -146,5 +147,9 @@ def _structures(case: Case) -> np.ndarray | None:
     path = record.get("label") or next(iter(record.get("labels", ())), None) or record.get("scribble")
     if path is None:
         return None
-    label = np.asanyarray(nib.load(path).dataobj)
+    label = np.asanyarray(_open(path).dataobj)
     return (label > 0) & (label != record["scribble_unlabelled_value"]) if path == record.get("scribble") else label > 0
+
+
+def _open(path: str) -> Any:
+    return nib.load(path)
