@@ -417,8 +417,9 @@ def test_faults_of_the_data_set_are_shown(ct: Path, capsys: pytest.CaptureFixtur
     ],
 )
 def test_bad_options_are_told(ct: Path, options: dict[str, Any], what: str, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"bundle": "alc", "output": tmp_path / "plan.yaml"} | options
     with pytest.raises(DataError, match=what):
-        make_plan(ct, **({"bundle": "alc", "output": tmp_path / "plan.yaml"} | options))
+        make_plan(ct, **arguments)
 
 
 def test_a_plan_is_never_overwritten(ct: Path, tmp_path: Path) -> None:
