@@ -152,7 +152,7 @@ def make(output: str, kind: str = "noisy", seed: int = 0) -> None:
 
     Args:
         output: folder to make.
-        kind: dense, noisy, unlabelled, scribbles or raters.
+        kind: dense, noisy, unlabelled, scribbles, raters or boundary.
         seed: seed of everything random.
     """
     print(f"Phantom ({kind}) in {phantom.make_phantom(str(output), kind, seed)}")
