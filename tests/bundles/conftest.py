@@ -24,10 +24,17 @@ BUNDLES = sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/m
 ONE_BUNDLE_ALWAYS = [pytest.param(name, marks=[pytest.mark.slow] if name != BUNDLES[0] else []) for name in BUNDLES]
 CASES = {"training": 6, "validation": 1, "test": 1}
 SHAPE = (24, 24, 16)  # voxels
+STAGES = {"filters": [4, 8, 8], "strides": [1, 2, 2], "kernels": [3, 3, 3]}
 SMALL_NETWORKS: dict[str, dict[str, Any]] = {
     "common.networks.VNet": {"network_def#base_filters": 4},
     # it halves the patch five times
     "monai.networks.nets.SwinUNETR": {"network_def#feature_size": 12, "patch_size": [32, 32, 32]},
+    "monai.networks.nets.SegResNet": {"network_def#init_filters": 8},
+    "monai.networks.nets.DynUNet": STAGES,
+    "monai.networks.nets.AttentionUnet": STAGES,
+    "scripts.baselines.UNetPlusPlus": {"network_def#features": [4, 4, 4, 4, 4, 4]},
+    "scripts.network.UMamba": STAGES,
+    "scripts.network.AffinityUMamba": STAGES | {"mamba_levels": [0, 1]},
     "scripts.network.AttentiveUNet": {"network_def#filters": 2},
     "scripts.network.MultiCURENet": {"network_def#base_filters": 4},
     "scripts.network.ProbabilisticUNet": {

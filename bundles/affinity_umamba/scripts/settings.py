@@ -61,7 +61,7 @@ def _patch_fits_strides(values: Mapping[str, Any]) -> Iterator[Fault]:
     for axis, size in enumerate(values["patch_size"]):
         step = math.prod(stride if isinstance(stride, int) else stride[axis] for stride in values["strides"])
         if size % step:
-            what = f"is {size} along axis {axis}, no multiple of {step}, the product of the strides along it"
+            what = f"holds {size} along axis {axis}, no multiple of {step}, the product of the strides along it"
             yield Fault("patch_size", what, f"give multiples of {step} there, or other strides")
 
 

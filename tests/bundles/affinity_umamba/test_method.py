@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bundles.affinity_umamba.scripts import network as networks
 from bundles.affinity_umamba.scripts.method import AffinityUMamba
 from bundles.affinity_umamba.scripts.network import Branches
 from common.training.method import MethodOutput, Progress
@@ -63,19 +64,19 @@ def reached(method: AffinityUMamba, output: MethodOutput, term: str) -> set[str]
     return {n.split(".")[0] for n, g in zip(names, found, strict=True) if g is not None and float(g.abs().sum()) > 0}
 
 
-@pytest.mark.parametrize("classes", [2, 4])
-@pytest.mark.parametrize("dims", [2, 3])
-def test_every_term_reaches_its_decoder_and_no_other(classes: int, dims: int) -> None:
-    method = make_method(classes, dims)
+@pytest.mark.parametrize(("classes", "dims"), [(2, 2), (4, 2), (2, 3), (4, 3)])
+@pytest.mark.parametrize("real", [False, True])
+def test_every_term_reaches_its_decoder_and_no_other(classes: int, dims: int, real: bool) -> None:
+    """The real network too: what steers Eq. 1 has no gradient."""
+    method, batch = make_method(classes, dims), make_batch(classes, dims)
     method.network.get_parameter("am.weight").data.mul_(8.0)  # logits further apart than the margin
-    output = method(make_batch(classes, dims), LATER)
+    if real:
+        method = AffinityUMamba(networks.AffinityUMamba(dims, 1, classes, filters=(4, 8)))
+        batch = {name: tensor[:, :, :8, :4] for name, tensor in batch.items()}
+    output = method(batch, LATER)
     expected = {
-        "supervision_cnn": "cnn",
-        "supervision_am": "am",
-        "refined_cnn": "cnn",
-        "refined_am": "am",
-        "margin": "am",
-        "affinity": "am",
+        **{"supervision_cnn": "cnn", "supervision_am": "am", "refined_cnn": "cnn", "refined_am": "am"},
+        **{"margin": "am", "affinity": "am"},
     }
     assert output.terms.keys() == expected.keys()
     for term, decoder in expected.items():

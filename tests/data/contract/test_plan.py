@@ -40,7 +40,6 @@ def make_traits(
         "modalities": ("MR",),
         "shapes": np.tile(shape, (count, 1)),
         "spacings": np.tile(spacing, (count, 1)),
-        "training": tuple(range(count)),
         "kinds": {"label": 4, "clean": 4, "unlabelled": 6},
         "smallest": {"organ": 50_000.0},
     }
@@ -378,7 +377,7 @@ def test_traits_are_in_the_axes_that_the_bundle_sees(ct: Path) -> None:
     traits = measure_traits(data, cases, reoriented=True)
     assert traits.shapes.tolist() == [[24, 30, 12]] * 2 and traits.spacings.tolist() == [[1.0, 1.0, 5.0]] * 2
     assert measure_traits(data, cases, reoriented=False).shapes.tolist() == [[12, 24, 30]] * 2
-    assert traits.kinds["clean"] == 1 and traits.training == (0,)
+    assert traits.kinds["clean"] == 1
     assert traits.smallest == {"organ": 2 * 8 * 8 * 5.0} and traits.lowest == -1000.0
 
 

@@ -46,7 +46,6 @@ class Traits:
         modalities: names of the channels, empty if nothing declares them.
         shapes: (n, 3) voxels of each image, in the order of the axes that the bundle sees: RAS, or the files' own.
         spacings: (n, 3) mm, in that order.
-        training: indices into both of the training images.
         kinds: number of training records of each kind.
         smallest: volume in mm3 of each structure where it is smallest, by name.
         foreground: intensities of structures; None where no label can be read with the image.
@@ -59,7 +58,6 @@ class Traits:
     modalities: tuple[str, ...]
     shapes: np.ndarray
     spacings: np.ndarray
-    training: tuple[int, ...]
     kinds: dict[str, int]
     smallest: dict[str, float] = field(default_factory=dict)
     foreground: Foreground | None = None
@@ -92,7 +90,6 @@ def measure_traits(data: SegmentationData, cases: Sequence[Case], reoriented: bo
         modalities=tuple(data.channels),
         shapes=shapes,
         spacings=spacings,
-        training=tuple(number for number, case in enumerate(used) if case.section == "training"),
         kinds={kind: sum(is_kind(case.record, kind) for case in training) for kind in KINDS},
         smallest=_smallest(data, used),
         foreground=foreground,
