@@ -94,6 +94,8 @@ def split(
     folds: int | None = None,
     output: str | None = None,
     datalist: str = "dataset.json",
+    *,
+    test_fraction: float | None = None,
 ) -> None:
     """Write a JSON in which some training groups (patients) form the validation section, or one for each fold.
 
@@ -106,10 +108,12 @@ def split(
         output: name of the JSON to write, in the same folder; never overwritten. Default dataset_split.json, with
             folds dataset_fold{fold}.json.
         datalist: name of the JSON to read.
+        test_fraction: share of the groups with clean labels to draw for a test section, where there is none.
     """
-    for path in splitting.split(str(dataset_dir), fraction, seed, folds, output, datalist):
+    for path in splitting.split(str(dataset_dir), fraction, seed, folds, output, datalist, test_fraction=test_fraction):
         data, _ = contract.read_data(path.parent, path.name)
         counts = f"{len(data.training)} training and {len(data.validation)} validation records"
+        counts += "" if test_fraction is None else f", {len(data.test)} to test on"
         print(f"{path}: {counts}. Use it with --datalist {path.name}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -35,7 +36,7 @@ class Style(nn.Module):
         return torch.cat((torch.zeros_like(score), score), 2)
 
 
-def split(answers: torch.Tensor, classes: int = 2) -> dict[str, torch.Tensor]:
+def split(answers: torch.Tensor, classes: int = 2) -> dict[str, Any]:
     return SplitSamplesd("pred", classes)({"pred": MetaTensor(answers)})  # type: ignore[return-value]
 
 

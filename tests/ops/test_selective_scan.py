@@ -236,7 +236,8 @@ def test_traced_loop_serves_any_size() -> None:
     order = tuple(inputs.values())
 
     def scan(*tensors: torch.Tensor) -> torch.Tensor:
-        return selective_scan(*tensors, delta_softplus=True)
+        named: dict[str, Any] = dict(zip(inputs, tensors, strict=True))
+        return selective_scan(**named, delta_softplus=True)
 
     traced = torch.jit.trace(scan, order)
     other = single(extras(case(50, batch=3)))

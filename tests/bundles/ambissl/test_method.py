@@ -1,4 +1,4 @@
-"""AmbiSSL without an engine: gradients of every term, equations, pruning through steps, resuming, batches of every kind."""
+"""AmbiSSL without an engine: gradients of every term, equations, pruning, resuming, batches of every kind."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def test_pseudo_labels_come_from_the_weak_view_alone() -> None:
         seen.append(original(*arguments))
         return seen[-1]
 
-    method._pseudo_labels = spy  # type: ignore[method-assign]
+    method._pseudo_labels = spy  # type: ignore[method-assign, assignment]
     for strong in (batch["strong"], torch.rand_like(batch["strong"])):
         torch.manual_seed(1)
         step(method, {**batch, "strong": strong})

@@ -50,6 +50,7 @@ def test_head_is_that_of_the_concatenation() -> None:
     """F^seg of the paper: the latent code repeated over all pixels, behind the features."""
     head, features, latent = Head(2, 5, 3, 7, 2), torch.randn(2, 5, 4, 6), torch.randn(2, 1, 3)
     first = nn.Conv2d(8, 7, 1)
+    assert first.bias is not None and head.features.bias is not None
     with torch.no_grad():
         first.weight.copy_(torch.cat((head.features.weight, head.latent.weight[..., None, None]), 1))
         first.bias.copy_(head.features.bias)
