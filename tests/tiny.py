@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -12,7 +13,11 @@ from torch.utils.data import Dataset
 
 from common.data.loading.samplers import StreamBatchSampler
 from common.training.method import LossTerm, Method, MethodOutput, Progress
+from common.training.precision import cpu_has_bfloat16
 from common.training.trainer import MethodTrainer
+
+#: what every training and evaluation has to go through on this machine
+PRECISIONS = ["float32", *(["bfloat16"] if cpu_has_bfloat16() else [])]
 
 
 class TinyNetwork(nn.Module):
@@ -76,12 +81,16 @@ def tiny_loader(cases: TinyCases | None = None, batches: int = 3) -> DataLoader:
     return DataLoader(cases, batch_sampler=StreamBatchSampler(cases.data, {"clean": 2}, batches=batches))
 
 
+#: of the trainers that a test makes; the fixture ``every_precision`` sets it
+tiny_precision: ContextVar[str] = ContextVar("tiny_precision", default="float32")
+
+
 def tiny_trainer(method: Method | None = None, loader: Any = None, lr: float = 0.1, **arguments: Any) -> MethodTrainer:
-    """Two epochs of three steps on the CPU, in float32, unless the arguments say otherwise."""
+    """Two epochs of three steps on the CPU, in the test's precision or float32, unless the arguments say otherwise."""
     if method is None:
         torch.manual_seed(0)
         method = TinyMethod()
-    defaults: dict[str, Any] = {"device": "cpu", "max_epochs": 2, "precision": "float32"}
+    defaults: dict[str, Any] = {"device": "cpu", "max_epochs": 2, "precision": tiny_precision.get()}
     return MethodTrainer(
         train_data_loader=loader if loader is not None else tiny_loader(),
         method=method,

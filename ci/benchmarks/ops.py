@@ -2,7 +2,8 @@
 
 ``python -m ci.benchmarks.ops`` prints a table, forward and backward. The plain energy unfolds every window, the plain
 similarity forms all pairs; both are written here, for the benchmark, and their values and gradients are compared. Time
-is the median of runs in turn; memory is what a run needs at its peak beyond its inputs.
+is the median of runs in turn; memory is what a run needs at its peak beyond its inputs. On a CPU a second row times the
+operator again while another process keeps one core busy.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from common.ops.energy import pairwise_window_energy
 from common.ops.similarity import attentive_similarity_loss
 
 from .memory import peak_extra_memory
+from .neighbour import busy_neighbour
 
 RADIUS, SIGMA_POSITION, SIGMA_INTENSITY = 5, 6.0, 0.1
 CLASSES = 4
@@ -72,11 +74,27 @@ def _row(name: str, batch: int, ours: Loss, plain: Loss, repeats: int, device: t
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds[kind].append(time.perf_counter() - start)
+    beside = _beside(ours, repeats) if device.type == "cpu" else None
     fast, slow = (statistics.median(times) for times in seconds)
     small, large = (peak_extra_memory(partial(_run, loss), device) / 1e6 for loss in (ours, plain))
     times = f"{fast:>9.3f}{slow:>9.3f}{slow / fast:>7.1f}"
     sizes = f"{small:>9.1f}{large:>9.1f}{large / small:>7.1f}"
     print(f"{name:<12}{batch:>6}{times}{sizes}{value_error:>9.0e}{gradient_error:>9.0e}", flush=True)
+    if beside is not None:
+        print(
+            f"{name:<12}{batch:>6}{beside:>9.3f}  beside a busy process: {beside / fast:.1f} times as long", flush=True
+        )
+
+
+def _beside(loss: Loss, repeats: int) -> float:
+    """Median seconds while another process keeps one core busy."""
+    seconds = []
+    with busy_neighbour():
+        for _ in range(repeats):
+            start = time.perf_counter()
+            _run(loss)
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
 def _run(loss: Loss) -> tuple[float, list[torch.Tensor]]:

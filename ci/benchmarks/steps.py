@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from common.training.method import Method, Progress
+from common.training.precision import ConvolutionGuard
 
 PROGRESS = Progress(iteration=50, total=100)
 Step = Callable[[], None]
@@ -32,7 +33,7 @@ def shipped_step(method: Method, batch: dict[str, Any], dtype: torch.dtype) -> S
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32):
+        with ConvolutionGuard(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32):
             total = method(batch, PROGRESS).total
         scaler.scale(total).backward()
         scaler.step(optimizer)

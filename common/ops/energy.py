@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from .threads import image_parts, map_blocks
 from .windows import Index, window_pairs
 
 
@@ -81,14 +82,15 @@ class _Energy(torch.autograd.Function):
         radius: int,
         sigma_position: float,
     ) -> torch.Tensor:
-        # one image at a time stays in a CPU's cache; a GPU wants them all
-        size = len(probabilities) if probabilities.is_cuda else 1
         gradient = torch.empty_like(probabilities)
-        total = probabilities.new_zeros((), dtype=torch.float64)
-        for start in range(0, len(probabilities), size):
-            part = slice(start, start + size)
+
+        def energy(part: slice) -> torch.Tensor:
             own = [None if m is None else m[part] for m in masks]
-            total += _filter(probabilities[part], features[part], own, radius, sigma_position, gradient[part])
+            return _filter(probabilities[part], features[part], own, radius, sigma_position, gradient[part])
+
+        total = probabilities.new_zeros((), dtype=torch.float64)
+        for value in map_blocks(energy, image_parts(probabilities), probabilities.device):
+            total += value
         ctx.save_for_backward(gradient)
         return total.to(probabilities.dtype)
 

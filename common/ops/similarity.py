@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
+from .threads import image_parts, map_blocks
 from .windows import window_neighbours, window_offsets
 
 _CPU_BLOCK, _GPU_BLOCK = 2**19, 2**26  # scores held at a time; on a CPU they should stay in its cache
@@ -110,22 +111,27 @@ class _AttentiveSimilarity(torch.autograd.Function):
         neighbour_mask: torch.Tensor,
         window: _Window,
     ) -> torch.Tensor:
-        size = max(len(queries), 1) if queries.is_cuda else 1
-        inputs = (queries, keys, weight, bias, probabilities)
         needed = any(ctx.needs_input_grad[:5])
-        gradients = [torch.zeros_like(tensor) for tensor in inputs] if needed else []
-        total = probabilities.new_zeros(())
-        for start in range(0, len(queries), size):
-            part = slice(start, start + size)
+        whole = (weight, bias)  # shared by the images: their gradients are sums
+        own = [torch.zeros_like(tensor) for tensor in (queries, keys, probabilities)] if needed else []
+
+        def loss(part: slice) -> tuple[torch.Tensor, ...]:
             q, k, p = queries[part], keys[part], probabilities[part]
             row_log_sum, local = _scores(q, k, window.neighbours)
             pairs = window.distance_map * mask[part, :, None] * neighbour_mask[part][:, window.neighbours]
-            value, by_scores, *others = _over_window(row_log_sum, local, weight, bias, p, pairs, window)
-            total += value
+            value, by_scores, *by_whole, by_p = _over_window(row_log_sum, local, weight, bias, p, pairs, window)
             if needed:
-                found = (*_through_scores(q, k, row_log_sum, by_scores, window.neighbours), *others)
-                for gradient, share, whole in zip(gradients, found, (False, False, True, True, False), strict=True):
-                    (gradient if whole else gradient[part]).add_(share)
+                found = (*_through_scores(q, k, row_log_sum, by_scores, window.neighbours), by_p)
+                for gradient, share in zip(own, found, strict=True):
+                    gradient[part] = share
+            return value, *by_whole
+
+        total, *sums = probabilities.new_zeros(()), *(torch.zeros_like(tensor) for tensor in whole)
+        for value, *by_whole in map_blocks(loss, image_parts(queries), queries.device):
+            total += value
+            for gradient, share in zip(sums, by_whole, strict=True):
+                gradient += share
+        gradients = [*own[:2], *sums, *own[2:]] if needed else []
         ctx.save_for_backward(*gradients)
         return total
 

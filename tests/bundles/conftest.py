@@ -24,8 +24,10 @@ BUNDLES = sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/m
 ONE_BUNDLE_ALWAYS = [pytest.param(name, marks=[pytest.mark.slow] if name != BUNDLES[0] else []) for name in BUNDLES]
 CASES = {"training": 6, "validation": 1, "test": 1}
 SHAPE = (24, 24, 16)  # voxels
-SMALL_NETWORKS = {
+SMALL_NETWORKS: dict[str, dict[str, Any]] = {
     "common.networks.VNet": {"network_def#base_filters": 4},
+    # it halves the patch five times
+    "monai.networks.nets.SwinUNETR": {"network_def#feature_size": 12, "patch_size": [32, 32, 32]},
     "scripts.network.AttentiveUNet": {"network_def#filters": 2},
     "scripts.network.MultiCURENet": {"network_def#base_filters": 4},
 }
@@ -52,7 +54,12 @@ class Bundle:
     @property
     def small_network(self) -> dict[str, Any]:
         """Overrides that give the same network fewer channels, where the test is not about the network."""
-        return SMALL_NETWORKS.get(self.train["network_def"]["_target_"], {})
+        return self.small("train")
+
+    def small(self, *names: str) -> dict[str, Any]:
+        """The same for the network of these configs."""
+        network = ConfigParser.load_config_files([ROOT / file for file in self.files(*names)])["network_def"]
+        return SMALL_NETWORKS.get(network.get("network", network["_target_"]), {})
 
     def files(self, *names: str) -> list[str]:
         """Config files as they are typed at the root of the repository."""

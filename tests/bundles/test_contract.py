@@ -23,6 +23,8 @@ import torch
 from monai.bundle import ConfigWorkflow
 from monai.bundle.scripts import _get_fake_spatial_shape
 
+from tests.tiny import PRECISIONS
+
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = ROOT / "tests" / "data_schema" / "meta_schema_20240725.json"
 NOT_TRAINING = ("train", "evaluate", "inference", "audit", "multi_gpu_train")
@@ -134,6 +136,21 @@ def test_audit_ranks_the_cases(trained: Any, run_id: str, tmp_path: Path) -> Non
     assert list(tmp_path.rglob("*.csv")) and list(tmp_path.rglob("*.png")) and list(tmp_path.rglob("*.nii.gz"))
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_each_precision_trains_and_is_evaluated(bundle: Any, precision: str, tmp_path: Path) -> None:
+    """Whatever number type the machine has, not only the one that `auto` chooses."""
+    folders = {"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")}
+    given = folders | bundle.small_network
+    bundle.run("training", "train", **bundle.tiny("train", **given), max_epochs=1, precision=precision)
+    with (tmp_path / "eval" / "history.csv").open() as file:
+        assert all(math.isfinite(float(row["value"])) for row in csv.DictReader(file))
+    files = ("train", "evaluate")
+    few_windows = {"overlap": 0.0} if "overlap" in bundle.load("evaluate") else {}
+    bundle.run("evaluating", *files, **bundle.tiny(*files, **given), **few_windows)
+    assert (tmp_path / "eval" / "test" / "metrics.csv").is_file()
+    shutil.rmtree(tmp_path)
+
+
 @pytest.mark.parametrize(("config", "kind"), [("train", "train"), ("inference", "infer")])
 def test_check_properties(trained: Any, config: str, kind: str, tmp_path: Path) -> None:
     folders = {"output_dir": str(tmp_path)} | ({"ckpt_dir": str(tmp_path)} if kind == "train" else {})
@@ -196,15 +213,33 @@ def test_variants_train_and_infer(bundle: Any, name: str, variant: str, tmp_path
     if bundle.name != name:
         pytest.skip("another bundle's")
     folders = {"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")}
-    overrides = bundle.tiny("train", variant, **folders) | bundle.small_network
+    overrides = bundle.tiny("train", variant, **folders) | bundle.small("train", variant)
     bundle.run("training", "train", variant, **overrides, max_epochs=1)
     assert (tmp_path / "models" / "model.pt").is_file()
     if not any("#" in key for key in bundle.load(variant)):  # else it is about training alone
-        overrides = bundle.tiny("inference", variant, **folders) | bundle.small_network
+        overrides = bundle.tiny("inference", variant, **folders) | bundle.small("inference", variant)
         overrides |= {"overlap": 0.0} if "overlap" in bundle.load("inference") else {}  # saves minutes
         bundle.run("inferring", "inference", variant, **overrides)
         assert list((tmp_path / "eval").rglob("*_pred.nii.gz"))
     shutil.rmtree(tmp_path)
+
+
+def test_any_network_in_the_place_of_the_supervised_ones(bundle: Any, tmp_path: Path) -> None:
+    """Swin UNETR on the labels alone, and what annotation servers ask of it: another dropout."""
+    if bundle.name != "multicure":
+        pytest.skip("another bundle's")
+    names = ("train", "supervised", "swin_unetr")
+    folders = {"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")}
+    bundle.run("training", *names, **bundle.tiny(*names, **folders) | bundle.small(*names), max_epochs=1)
+    with bundle.imported():
+        parser = monai.bundle.ConfigParser(
+            monai.bundle.ConfigParser.load_config_files(bundle.files("inference", "swin_unetr"))
+        )
+        parser["network_def::dropout"] = 0.3
+        parser["network_def::feature_size"] = 12
+        network = parser.get_parsed_content("network_def")
+    network.load_state_dict(torch.load(tmp_path / "models" / "model.pt", weights_only=True))
+    assert 0.3 in {module.p for module in network.modules() if isinstance(module, torch.nn.Dropout)}
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,8 @@ from common.training.lock import LOCK_FILE, FolderInUseError, FolderLock
 from common.training.trainer import MethodTrainer
 from tests.tiny import TinyMethod, assert_same_to_the_bit, snapshot, tiny_trainer
 
+pytestmark = pytest.mark.usefixtures("every_precision")
+
 
 class Score(Metric):
     """A metric that is what the function says."""

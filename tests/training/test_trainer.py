@@ -24,6 +24,7 @@ from common.training.trainer import MethodTrainer, NonFiniteLossError
 from tests.tiny import TinyCases, TinyMethod, assert_same_to_the_bit, snapshot, tiny_loader, tiny_trainer
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("every_precision")
 
 
 class BrokenGradient(TinyMethod):

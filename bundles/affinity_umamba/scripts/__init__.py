@@ -1,0 +1,3 @@
+"""AffinityUMamba: the method, its losses and its network."""
+
+from __future__ import annotations

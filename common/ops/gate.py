@@ -1,0 +1,162 @@
+"""Aggregation over the neighbours that a guide selects."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from .threads import map_blocks
+from .windows import WindowBlock, box_sum, runs_plain, window_blocks, window_offsets, window_sizes
+
+_ELEMENTS = 2**16  # of a block; on a CPU its buffers should stay in the cache
+
+
+def affinity_gate(
+    features: torch.Tensor, guide: torch.Tensor, radius: int = 1, normalise: bool = True, plain: bool = False
+) -> torch.Tensor:
+    """Add to every voxel its neighbours that the guide selects: implicit affinity enhancement.
+
+    Source: Eq. 1 of Zhang et al., AffinityUMamba, MICCAI 2025. A neighbour j in the window of i, its centre included,
+    is selected where guide_j reaches the guide's mean over the window, channel by channel. Ties are decided by
+    guide_j >= mean - 1e-6 max(|mean|, 1e-6), so a constant region is selected whole whatever the mean's rounding.
+    Places outside the image are neither selected nor part of the mean.
+
+    Args:
+        features: (B, C, H, W[, D]), of the state-space decoder.
+        guide: the same shape, of the CNN decoder; no gradient flows to it.
+        radius: of the window, in voxels.
+        normalise: divide the sum by the number selected, which keeps the scale; False: the sum as printed, which grows
+            features about 14 times in 3D.
+        plain: by ordinary operations that autograd records; taken by itself where PyTorch traces, scripts, exports or
+            compiles.
+
+    Returns:
+        (B, C, H, W[, D]), float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: when shapes differ, radius is below 1 or there are not 2 or 3 spatial axes.
+
+    Example:
+        >>> affinity_gate(torch.tensor([[[[1.0, 3.0, 8.0]]]]), torch.tensor([[[[0.0, 0.0, 3.0]]]])).tolist()
+        [[[[3.0, 11.0, 16.0]]]]
+    """
+    if radius < 1:
+        raise ValueError(f"radius must be at least 1 voxel, got {radius}.")
+    if not torch.jit.is_tracing() and features.shape != guide.shape:
+        raise ValueError(f"features {list(features.shape)} and guide {list(guide.shape)} must have one shape.")
+    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    if torch.jit.is_scripting():
+        return _plain_gate(features.to(dtype), guide.detach().to(dtype), radius, normalise)
+    with torch.autocast(features.device.type, enabled=False):
+        features, guide = features.to(dtype), guide.detach().to(dtype)
+        if plain or runs_plain():
+            return _plain_gate(features, guide, radius, normalise)
+        gated: torch.Tensor = _Gate.apply(features, guide, radius, normalise)
+        return gated
+
+
+class _Gate(torch.autograd.Function):
+    """Channel by channel, block by block; keeps its inputs' guide and the numbers selected, a byte each."""
+
+    @staticmethod
+    def forward(ctx: Any, features: torch.Tensor, guide: torch.Tensor, radius: int, normalise: bool) -> torch.Tensor:
+        result = torch.empty_like(features, memory_format=torch.contiguous_format)
+        few = (2 * radius + 1) ** (features.ndim - 2) < 2**8
+        counts = torch.empty_like(result, dtype=torch.uint8 if few else torch.int32) if normalise else None
+        ctx.save_for_backward(guide, counts)
+        ctx.radius = radius
+        value, reference, target = (_by_channel(tensor) for tensor in (features, guide, result))
+        number = None if counts is None else _by_channel(counts)
+        centre, sizes = (0,) * (features.ndim - 2), window_sizes(features.shape[2:], radius, features)
+
+        def gate(block: WindowBlock) -> None:
+            inner = block.at(block.lay_out(_threshold(block, reference, sizes), torch.inf), centre)
+            guides, own = block.cut(reference, -torch.inf), block.cut(value, 0.0)
+            total, count, selected = torch.zeros_like(inner), torch.zeros_like(inner), torch.empty_like(inner)
+            for offset in (*window_offsets(radius, len(centre)), centre):
+                torch.ge(block.at(guides, offset), inner, out=selected)
+                total.addcmul_(selected, block.at(own, offset))
+                if number is not None:
+                    count.add_(selected)
+            if number is not None:
+                block.write(count, number)
+                total.div_(count)
+            block.write(total.add_(block.at(own, centre)), target)
+
+        map_blocks(gate, window_blocks(value, radius, _ELEMENTS), features.device)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        guide, counts = ctx.saved_tensors
+        radius, centre = ctx.radius, (0,) * (grad.ndim - 2)
+        result = torch.empty_like(grad, memory_format=torch.contiguous_format)
+        flow, reference, target = (_by_channel(tensor) for tensor in (grad, guide, result))
+        number = None if counts is None else _by_channel(counts)
+        sizes = window_sizes(grad.shape[2:], radius, grad)
+
+        def adjoint(block: WindowBlock) -> None:
+            thresholds = block.lay_out(_threshold(block, reference, sizes), torch.inf)
+            own = block.at(block.cut(reference, -torch.inf), centre)
+            shares = whole = block.cut(flow, 0.0)
+            if number is not None:
+                shares = whole / block.cut(number, 1)
+            total, selected = block.at(whole, centre).clone(), torch.empty_like(own)
+            for offset in (*window_offsets(radius, len(centre)), centre):
+                # this voxel as the neighbour of the one at the offset
+                torch.ge(own, block.at(thresholds, offset), out=selected)
+                total.addcmul_(selected, block.at(shares, offset))
+            block.write(total, target)
+
+        map_blocks(adjoint, window_blocks(flow, radius, _ELEMENTS), grad.device)
+        return result, None, None, None
+
+
+def _by_channel(values: torch.Tensor) -> torch.Tensor:
+    """Every channel as an image of its own: (B C, 1, H, W[, D])."""
+    return values.reshape(-1, 1, *values.shape[2:])
+
+
+def _threshold(block: WindowBlock, guide: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """What a neighbour must reach to be selected, of a block's planes and their margin: (1, planes, W[, D])."""
+    radius = block.radius
+    inner, outer = block.reach(radius), block.reach(2 * radius)
+    sums = box_sum(guide[block.image][:, outer], radius, len(block.shape))
+    means = sums[:, inner.start - outer.start : inner.stop - outer.start] / sizes[inner]
+    return _lenient(means)
+
+
+def _lenient(means: torch.Tensor, slack: float = 1e-6) -> torch.Tensor:
+    """A tie with the mean, or with a mean of almost 0, is no matter of rounding."""
+    return means - slack * means.abs().clamp_min(slack)
+
+
+def _plain_gate(features: torch.Tensor, guide: torch.Tensor, radius: int, normalise: bool) -> torch.Tensor:
+    """In the part of Python that TorchScript compiles."""
+    margin, places = [radius] * (2 * (features.dim() - 2)), 1
+    for _ in range(features.dim() - 2):
+        places *= 2 * radius + 1
+    zeros, inside = functional.pad(guide, margin), functional.pad(torch.ones_like(guide[:1, :1]), margin)
+    means, size = torch.zeros_like(guide), torch.zeros_like(guide[:1, :1])
+    for place in range(places):
+        means, size = means + _neighbour(zeros, place, radius), size + _neighbour(inside, place, radius)
+    thresholds = _lenient(means / size)
+    guides, own = functional.pad(guide, margin, value=-math.inf), functional.pad(features, margin)
+    total, count = torch.zeros_like(features), torch.zeros_like(features)
+    for place in range(places):
+        selected = (_neighbour(guides, place, radius) >= thresholds).to(features.dtype)
+        total, count = total + selected * _neighbour(own, place, radius), count + selected
+    return features + (total / count if normalise else total)
+
+
+def _neighbour(padded: torch.Tensor, place: int, radius: int) -> torch.Tensor:
+    """What lies at a place of every voxel's window, counted row by row: a view without the margin."""
+    for axis in range(padded.dim() - 1, 1, -1):
+        padded = padded.narrow(axis, place % (2 * radius + 1), padded.shape[axis] - 2 * radius)
+        place = place // (2 * radius + 1)
+    return padded
