@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from common.ops.affinity import local_affinity, noisy_labels
+from common.ops.affinity import LocalAffinity, local_affinity, noisy_labels
 from common.ops.spread import local_spread
 
 #: labels of noisy voxels where the CNN is the surer decoder
@@ -31,6 +31,16 @@ def entropy(probabilities: torch.Tensor) -> torch.Tensor:
         0.6930999755859375
     """
     return torch.special.entr(probabilities.float()).sum(1, keepdim=True)
+
+
+def affinity_of(probabilities: torch.Tensor, label: torch.Tensor) -> LocalAffinity:
+    """Local affinity of one decoder's predictions with a label (Eqs. 3-5).
+
+    Args:
+        probabilities: (B, C, *S).
+        label: (B, 1, *S), class numbers.
+    """
+    return local_affinity(probabilities.float(), probabilities.argmax(1, keepdim=True), label.long())
 
 
 @torch.no_grad()
@@ -54,11 +64,25 @@ def suspicious_voxels(
     Raises:
         ValueError: for another rule, or shapes that differ.
     """
-    affinities = []
-    for probabilities in decoders:
-        predicted = probabilities.argmax(1, keepdim=True)
-        affinities.append(local_affinity(probabilities.float(), predicted, label.long()))
-    return noisy_labels(affinities, rule, require_support)
+    return noisy_labels([affinity_of(probabilities, label) for probabilities in decoders], rule, require_support)
+
+
+@torch.no_grad()
+def local_suspicion(decoders: Sequence[torch.Tensor], label: torch.Tensor) -> torch.Tensor:
+    """How much local affinity speaks against a label: Eq. 5 without its thresholds.
+
+    The larger over the decoders of min(1 - a_pos, a_neg): above 1/2 exactly where :func:`suspicious_voxels` finds the
+    union of noisy labels.
+
+    Args:
+        decoders: probabilities of each decoder, (B, C, *S).
+        label: (B, 1, *S), class numbers.
+
+    Returns:
+        (B, 1, *S), in [0, 1], without gradient.
+    """
+    found = [affinity_of(probabilities, label) for probabilities in decoders]
+    return torch.stack([torch.minimum(1.0 - a.positive, a.negative) for a in found]).amax(0).clamp(0.0, 1.0)
 
 
 @torch.no_grad()

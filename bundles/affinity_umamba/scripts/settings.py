@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.errors import Fault
-from common.settings import COMMON, VOLUMES, CheckedSettings, Setting, SettingsTable
+from common.settings import AUDIT, COMMON, VOLUMES, CheckedSettings, Setting, SettingsTable
 from common.settings.setting import BadValueError
 
 from .losses import SURER_CNN
@@ -97,7 +97,7 @@ METHOD = (
     Setting("printed_margin", "switch", "its margin as printed: wide at borders"),
     Setting("affinity", "number", "weight of the local affinity loss", least=0),
 )
-SETTINGS = SettingsTable(COMMON, VOLUMES, PATCHES, NETWORK, METHOD, checks=(_stages_match, _patch_fits_strides))
+SETTINGS = SettingsTable(COMMON, VOLUMES, PATCHES, NETWORK, METHOD, AUDIT, checks=(_stages_match, _patch_fits_strides))
 
 
 def check() -> CheckedSettings:

@@ -13,7 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bundles.affinity_umamba.scripts.losses import entropy, margin_loss, refine_labels, suspicious_voxels
+from bundles.affinity_umamba.scripts.losses import (
+    entropy,
+    local_suspicion,
+    margin_loss,
+    refine_labels,
+    suspicious_voxels,
+)
 from bundles.affinity_umamba.scripts.method import AffinityUMamba
 from bundles.affinity_umamba.scripts.network import Branches
 from common.ops.affinity import local_affinity_loss
@@ -162,6 +168,8 @@ def test_suspicious_voxels(classes: int, size: tuple[int, ...], rule: str, requi
     expected = [naive_noise([cnn[b], am[b]], label[b, 0], rule, require_support) for b in range(2)]
     assert torch.equal(found[:, 0], torch.stack(expected))
     assert rule == "both" or require_support or found.any()
+    if rule == "union" and not require_support:
+        assert torch.equal(local_suspicion([cnn, am], label) > 0.5, found), "the audit grades what training marks"
 
 
 @CASES
