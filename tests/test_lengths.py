@@ -13,11 +13,3 @@ def test_no_file_of_the_code_is_longer() -> None:
     assert len(files) > 50
     lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in files}
     assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
-
-
-def test_the_wiring_of_a_bundle_stays_short() -> None:
-    """Training, evaluation and inference of a paper, and an audit, in at most 400 lines of configuration."""
-    for metadata in ROOT.glob("bundles/*/configs/metadata.json"):
-        files = [metadata.with_name(f"{name}.yaml") for name in ("train", "evaluate", "inference", "audit")]
-        lines = sum(len(file.read_text().splitlines()) for file in files if file.exists())
-        assert lines <= LONGEST, f"{metadata.parents[1].name} has {lines} lines"

@@ -122,7 +122,7 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"seed": "few"}, r"seed: is 'few'"),
     ({"num_workers": {"a": 1}}, r"num_workers: is \{'a': 1\}"),
     ({"train#trainer#max_epoch": 1}, r"train#trainer#max_epoch: there is no 'max_epoch'.*did you mean max_epochs"),
-    ({"validate#key_metrik": 1}, r"validate#key_metrik: there is no .*did you mean key_metric"),
+    ({"validate#inferrer": 1}, r"validate#inferrer: there is no .*did you mean inferer"),
     ({"clean_per_batch": 0, "noisy_per_batch": 0}, r"both are 0"),
     ({"clean_per_batch": 1.5}, r"clean_per_batch: is 1.5"),
     ({"alpha": -3, "passes": 2.5}, r"(?s)2 faults in the settings.*passes: is 2.5.*alpha: is -3"),

@@ -49,6 +49,8 @@ class Case(NamedTuple):
 
 
 class Measured(NamedTuple):
+    """What one formulation took."""
+
     seconds: float
     bytes: float
 

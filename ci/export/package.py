@@ -63,6 +63,8 @@ class CommonPackage:
         return {f"{match['module']}.__main__" for match in self.command.finditer(text)}
 
     def _imports(self, path: Path) -> Iterator[Path]:
+        if path.name == "__init__.py" and "iter_modules(__path__)" in path.read_text():  # a registry: all go along
+            yield from path.parent.glob("*.py")
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and node.level > 0:
                 base = path.parents[node.level - 1].relative_to(self.folder).parts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -144,7 +143,7 @@ def convert(kind: str, source: str, output: str, **options: Any) -> None:
     """Convert a published data set to the data contract.
 
     Args:
-        kind: acdc, chaos, la2018, la_h5, pancreas, decathlon or nnunet.
+        kind: {kinds}.
         source: folder as it was downloaded.
         output: folder to make; never overwritten.
         **options: options of the converter.
@@ -153,13 +152,27 @@ def convert(kind: str, source: str, output: str, **options: Any) -> None:
 
     if kind not in CONVERTERS:
         raise DataError([Fault("convert", f"unknown kind {kind!r}", f"use one of {', '.join(CONVERTERS)}")])
-    known = list(inspect.signature(CONVERTERS[kind]).parameters)[2:]
+    known = CONVERTERS[kind].options
     for name in options:
         if name not in known:
             fix = f"leave it out; it has {', '.join(f'--{name}' for name in known) or 'none'}"
             raise DataError([Fault(f"--{name}", f"is no option of {kind}", fix)])
-    folder = CONVERTERS[kind](str(source), str(output), **options)
+    folder = CONVERTERS[kind].convert(str(source), str(output), **options)
     print(f"Converted data set in {folder}. Next: python -m common.data check {folder}")
+
+
+def _name_converters() -> None:
+    """Let the help of ``convert`` name every converter with its options."""
+    from .converters import CONVERTERS
+
+    kinds = (
+        f"{name} ({entry.words}{''.join(f'; --{option}' for option in entry.options)})"
+        for name, entry in CONVERTERS.items()
+    )
+    convert.__doc__ = _CONVERT_HELP.replace("{kinds}", ", ".join(kinds))
+
+
+_CONVERT_HELP = str(convert.__doc__)
 
 
 @dataclass
@@ -191,6 +204,8 @@ def main(arguments: list[str] | None = None) -> None:
         "convert": convert,
     }
     given = sys.argv[1:] if arguments is None else arguments
+    if "convert" in given:
+        _name_converters()
     postponed = {name: _postpone(command) for name, command in commands.items()}
     shown = {
         "serialize": lambda result: "" if isinstance(result, _Call) else result

@@ -4,6 +4,9 @@ PyTorch divides every operation above 32,768 elements among OpenMP threads and w
 of thousands of short operations then waits at thousands of barriers, and where another process holds one of the cores
 each barrier costs a time slice of the scheduler: a factor of ten and more. The streaming operators keep their inner
 loop on one thread and divide whole images or blocks of an image among threads instead, which meet once.
+
+They use half of the threads only. Python's lock passes between them at every operation; where each core has a thread
+and one of them is held up by another process, so are the others.
 """
 
 from __future__ import annotations
@@ -81,7 +84,7 @@ def one_thread() -> Iterator[int]:
 def map_blocks(
     work: Callable[[Item], Result], blocks: Sequence[Item], device: torch.device | None = None
 ) -> list[Result]:
-    """``work`` of each block, divided among as many threads as PyTorch uses, each block on one thread.
+    """``work`` of each block, divided among half as many threads as PyTorch uses, each block on one thread.
 
     No gradients are recorded and autocast is off inside: it is for the forward and backward of an
     ``autograd.Function``. Blocks must not write to the same places. Results come in the order of the blocks, so a sum
@@ -100,7 +103,7 @@ def map_blocks(
         [1.0, 5.0, 9.0]
     """
     with one_thread() as threads, torch.no_grad():
-        workers = min(threads, len(blocks)) if device is None or device.type == "cpu" else 1
+        workers = min(threads // 2, len(blocks)) if device is None or device.type == "cpu" else 1
         if workers < 2:
             return [work(block) for block in blocks]
         inference = torch.is_inference_mode_enabled()  # a thread of its own would not know

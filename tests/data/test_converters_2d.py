@@ -13,7 +13,8 @@ from PIL import Image
 from common.data.__main__ import main
 from common.data.contract.dataset import read_data
 from common.data.contract.faults import DataError
-from common.data.converters import convert_acdc, convert_chaos
+from common.data.converters.acdc import convert_acdc
+from common.data.converters.chaos import convert_chaos
 from tests.data.test_converters import accepted, listing, load, save, write_dicom
 
 # ACDC

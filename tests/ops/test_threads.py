@@ -10,9 +10,9 @@ from common.ops.threads import map_blocks, one_thread
 
 
 @pytest.fixture(autouse=True)
-def three_threads() -> Iterator[None]:
+def six_threads() -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(3)
+    torch.set_num_threads(6)
     yield
     torch.set_num_threads(before)
 
@@ -27,19 +27,19 @@ def in_a_new_thread(work: Callable[[], object]) -> object:
 
 def test_one_thread_inside_and_the_old_number_after() -> None:
     with one_thread() as threads:
-        assert (torch.get_num_threads(), threads) == (1, 3)
+        assert (torch.get_num_threads(), threads) == (1, 6)
         with one_thread() as nested:
             assert nested == 1
         assert torch.get_num_threads() == 1
-    assert torch.get_num_threads() == 3
+    assert torch.get_num_threads() == 6
 
 
 def test_the_old_number_comes_back_after_an_error() -> None:
     with pytest.raises(KeyError), one_thread():
         raise KeyError
-    assert torch.get_num_threads() == 3
+    assert torch.get_num_threads() == 6
     with one_thread() as threads:
-        assert threads == 3
+        assert threads == 6
 
 
 def test_a_thread_that_comes_in_meanwhile_leaves_the_old_number() -> None:
@@ -49,9 +49,9 @@ def test_a_thread_that_comes_in_meanwhile_leaves_the_old_number() -> None:
         return inside, torch.get_num_threads()
 
     with one_thread():
-        assert in_a_new_thread(enter) == (1, 3)
+        assert in_a_new_thread(enter) == (1, 6)
         assert torch.get_num_threads() == 1  # its end is not ours
-    assert torch.get_num_threads() == 3 == in_a_new_thread(torch.get_num_threads)
+    assert torch.get_num_threads() == 6 == in_a_new_thread(torch.get_num_threads)
 
 
 def test_blocks_run_on_other_threads_with_one_thread_each() -> None:
@@ -62,7 +62,7 @@ def test_blocks_run_on_other_threads_with_one_thread_each() -> None:
         return block, threading.get_ident() == here, torch.get_num_threads(), torch.is_grad_enabled()
 
     assert map_blocks(work, range(6)) == [(block, False, 1, False) for block in range(6)]
-    assert torch.get_num_threads() == 3 == in_a_new_thread(torch.get_num_threads)
+    assert torch.get_num_threads() == 6 == in_a_new_thread(torch.get_num_threads)
 
 
 def test_one_block_or_none_runs_here() -> None:
@@ -76,7 +76,7 @@ def test_an_error_in_a_block_is_raised_and_the_number_comes_back() -> None:
 
     with pytest.raises(KeyError):
         map_blocks(work, range(4))
-    assert torch.get_num_threads() == 3
+    assert torch.get_num_threads() == 6
 
 
 @pytest.mark.parametrize("blocks", [1, 4])

@@ -27,8 +27,8 @@ def split(
     With ``folds`` as many are written, for cross-validation: each group validates in one of them. The folds are drawn,
     or, where training records have ``fold`` (0, 1, ...), taken from there.
 
-    Only groups whose every record has a clean label validate: validation on noisy labels would prefer the model that
-    repeats the noise. Noisy, unlabelled and scribbled records stay in training.
+    Only groups whose every record has a clean label, or masks of several raters, validate: validation on noisy labels
+    would prefer the model that repeats the noise. Noisy, unlabelled and scribbled records stay in training.
 
     Args:
         dataset_dir: folder of the data set.
@@ -103,11 +103,15 @@ def _targets(root: Path, output: str | None, folds: int | None) -> list[Path]:
 
 
 def _eligible(records: list[dict[str, Any]]) -> list[str]:
-    """Groups that have clean labels throughout, in a fixed order."""
+    """Groups that have clean labels (masks of several raters are taken as such) throughout, in a fixed order."""
     clean: dict[str, bool] = {}
     for record in records:
-        clean[record["group"]] = clean.get(record["group"], True) and is_kind(record, "clean")
+        clean[record["group"]] = clean.get(record["group"], True) and _is_clean(record)
     return sorted(group for group, is_clean in clean.items() if is_clean)
+
+
+def _is_clean(record: dict[str, Any]) -> bool:
+    return is_kind(record, "clean") or (is_kind(record, "raters") and not is_kind(record, "noisy"))
 
 
 def _draw(groups: list[str], fraction: float, seed: int) -> set[str]:
@@ -149,7 +153,7 @@ def _listed(records: list[dict[str, Any]], groups: list[str], eligible: list[str
 def _require(groups: list[str], least: int, why: str) -> None:
     if len(groups) < least:
         what = f"{len(groups)} group(s) have clean labels throughout, {least} are needed: {why}"
-        raise DataError([Fault("training", what, "add cases with a clean label")])
+        raise DataError([Fault("training", what, "add cases with a clean label, or masks of several raters")])
 
 
 def _shuffled(groups: list[str], seed: int) -> list[str]:

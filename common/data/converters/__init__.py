@@ -1,35 +1,16 @@
-"""Converters to the data contract; each writes a new folder with NIfTI files and ``dataset.json``."""
+"""Converters to the data contract; each writes a new folder with NIfTI files and ``dataset.json``.
+
+Every file of this folder is read; one with a :func:`~common.data.converters.base.converter` is known by its name.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+import pkgutil
+from importlib import import_module
 
-from .acdc import convert_acdc
-from .chaos import convert_chaos
-from .decathlon import convert_decathlon
-from .la import convert_la2018, convert_la_h5
-from .nnunet import convert_nnunet
-from .pancreas import convert_pancreas
+from .base import CONVERTERS
 
-#: converter by the name that the command line knows it by; each is called with (source, output, further options)
-CONVERTERS: dict[str, Callable[..., Path]] = {
-    "acdc": convert_acdc,
-    "chaos": convert_chaos,
-    "la2018": convert_la2018,
-    "la_h5": convert_la_h5,
-    "pancreas": convert_pancreas,
-    "decathlon": convert_decathlon,
-    "nnunet": convert_nnunet,
-}
+for _module in pkgutil.iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
 
-__all__ = [
-    "CONVERTERS",
-    "convert_acdc",
-    "convert_chaos",
-    "convert_decathlon",
-    "convert_la2018",
-    "convert_la_h5",
-    "convert_nnunet",
-    "convert_pancreas",
-]
+__all__ = ["CONVERTERS"]

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from ..contract.output import fault, new_folder, place, write_json
-from .base import below_test_folder, data_list, held_out_names, read_volume, source_folder, stem, write_volume
+from ..contract.output import fault
+from .base import Case, Source, Volume, below_test_folder, converter, held_out_names, read_volume, source_folder, stem
 
 LABELS = {"0": "background", "1": "right ventricle", "2": "myocardium", "3": "left ventricle"}
 UNLABELLED = 4  # of the published scribbles
@@ -24,7 +22,8 @@ AGREEMENT = 0.95
 _FRAME = re.compile(r"(patient\d+)_frame\d+\.nii(?:\.gz)?")
 
 
-def convert_acdc(source: str, output: str, scribbles: str | None = None, test_list: str | None = None) -> Path:
+@converter("acdc", "ACDC, cine-MRI of the heart, with or without the published scribbles")
+def convert_acdc(source: Path, scribbles: str | None = None, test_list: str | None = None) -> Source:
     """Convert ``patientXXX/patientXXX_frameYY.nii.gz`` and ``..._gt.nii.gz``; images are hard-linked where possible.
 
     The frames at end-diastole and end-systole become records with the patient as group; the 4D files are not read.
@@ -33,48 +32,43 @@ def convert_acdc(source: str, output: str, scribbles: str | None = None, test_li
 
     Args:
         source: folder of the download, or its ``training`` folder.
-        output: folder to write; nothing there is overwritten.
         scribbles: folder with ``patientXXX_frameYY_scribble.nii.gz`` at any depth, one for each training frame.
         test_list: text file with the names of the test patients, one per line.
 
     Returns:
-        the folder written.
+        name, labels and cases.
 
     Raises:
         DataError: when files are missing, unreadable or do not fit each other.
     """
-    folder = source_folder(source)
-    frames = _find_frames(folder)
+    frames = _find_frames(source)
     patients = {name: name.split("_")[0] for name in frames}
     tests = held_out_names(test_list, patients.values())
     if test_list is None:
-        tests = {patients[name] for name, path in frames.items() if below_test_folder(path, folder)}
+        tests = {patients[name] for name, path in frames.items() if below_test_folder(path, source)}
     labels = {name: path.with_name(path.name.replace(name, f"{name}_gt")) for name, path in frames.items()}
     lacking = [name for name, path in labels.items() if patients[name] not in tests and not path.is_file()]
     if lacking:
-        raise fault(folder, f"no label (..._gt.nii.gz) for {', '.join(lacking[:8])}", "download the patients again")
+        raise fault(source, f"no label (..._gt.nii.gz) for {', '.join(lacking[:8])}", "download the patients again")
     strokes = {} if scribbles is None else _find_scribbles(source_folder(scribbles))
     unmarked = [name for name in frames if patients[name] not in tests and name not in strokes]
     if scribbles is not None and unmarked:
         what = f"no scribble (..._scribble.nii.gz) for {', '.join(unmarked[:8])}"
         raise fault(scribbles, what, "give the folder of all scribbles, or name these patients in --test_list")
-    with new_folder(Path(str(output))) as target:
-        sections: dict[str, list[dict[str, Any]]] = {"training": [], "test": []}
-        for name, path in tqdm(frames.items(), desc="converting", leave=False):
-            record = {"image": f"images/{path.name}", "group": patients[name]}
-            place(path, target / record["image"], link=True)
-            if labels[name].is_file():
-                record["label"] = f"labels/{path.name}"
-                place(labels[name], target / record["label"])
-            if patients[name] not in tests and name in strokes:
-                record["scribble"] = f"scribbles/{name}.nii.gz"
-                _write_scribble(target / record["scribble"], strokes[name], path, labels[name])
-            sections["test" if patients[name] in tests else "training"].append(record)
-        listing = data_list("ACDC (cine-MRI, end-diastole and end-systole)", LABELS, sections)
-        write_json(
-            {**listing, **({"scribble_unlabelled_value": UNLABELLED} if strokes else {})}, target / "dataset.json"
+    cases = (
+        Case(
+            name,
+            path,
+            label=labels[name] if labels[name].is_file() else None,
+            scribble=_scribble(strokes[name], path, labels[name]) if name in strokes and trained else None,
+            section="training" if trained else "test",
+            group=patients[name],
         )
-    return Path(str(output))
+        for name, path in frames.items()
+        for trained in [patients[name] not in tests]
+    )
+    extra = {"scribble_unlabelled_value": UNLABELLED} if strokes else {}
+    return Source("ACDC (cine-MRI, end-diastole and end-systole)", LABELS, cases, extra)
 
 
 def _find_frames(folder: Path) -> dict[str, Path]:
@@ -96,8 +90,8 @@ def _find_scribbles(folder: Path) -> dict[str, Path]:
     return {stem(path).removesuffix("_scribble"): path for path in found}
 
 
-def _write_scribble(target: Path, source: Path, image: Path, label: Path) -> None:
-    """Write a scribble on its image's grid, after a look at its values and whether they agree with the label."""
+def _scribble(source: Path, image: Path, label: Path) -> Volume:
+    """A scribble on its image's grid, after a look at its values and whether they agree with the label."""
     drawn, _ = read_volume(source)
     true, _ = read_volume(label)
     _, geometry = read_volume(image)
@@ -112,4 +106,4 @@ def _write_scribble(target: Path, source: Path, image: Path, label: Path) -> Non
     if agreement < AGREEMENT:
         what = f"only {agreement:.0%} of its structure voxels carry the value of {label.name}"
         raise fault(source, what, "check the pairing, and that its axes are those of the image")
-    write_volume(target, drawn.astype(np.uint8), geometry.affine)
+    return Volume(drawn.astype(np.uint8), geometry.affine)

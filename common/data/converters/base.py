@@ -1,21 +1,189 @@
-"""What several converters use: NIfTI reading and writing, cropping, splits by a list of cases."""
+"""What a converter is: a function that finds the cases of a download. All that is alike stands here.
+
+A converter is one file in this folder::
+
+    @converter("decathlon", "a task of the Medical Segmentation Decathlon")
+    def convert_decathlon(source: Path, unlabelled: bool = False) -> Source:
+        ...
+        return Source("my data", {"0": "background", "1": "spleen"}, cases)
+
+The command line, its help and :data:`CONVERTERS` know it from then on; what it returns is written here.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+from tqdm import tqdm
 
-from ..contract.output import fault
+from ..contract.output import fault, new_folder, place, write_json
 from ..contract.volumes import Header, read_header, read_voxels
 
 # NRRD and DICOM give positions as left, posterior, superior; NIfTI as right, anterior, superior
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 NIFTI_ENDINGS = (".nii.gz", ".nii")
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Voxels that a converter has read or made, to be written as NIfTI.
+
+    Attributes:
+        voxels: (X, Y, Z).
+        affine: (4, 4) voxel to mm, right-anterior-superior.
+        path: file that they come from, for messages.
+    """
+
+    voxels: np.ndarray
+    affine: np.ndarray
+    path: Path | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case of a download, as a converter yields it.
+
+    Attributes:
+        name: by which its files are called.
+        image: NIfTI file or the voxels, or one of both for each channel; files are hard-linked where possible, else
+            copied.
+        label: NIfTI file, which is copied, or the voxels; None for none.
+        scribble: the same.
+        section: ``training``, ``validation`` or ``test``.
+        group: patient or subject; default: the name.
+        raters: masks of several raters, one each.
+        empty: the label is background everywhere, and meant so.
+    """
+
+    name: str
+    image: Path | Volume | Sequence[Path | Volume]
+    label: Path | Volume | None = None
+    scribble: Path | Volume | None = None
+    section: str = "training"
+    group: str | None = None
+    raters: Sequence[Path | Volume] = ()
+    empty: bool = False
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a converter finds.
+
+    Attributes:
+        name: of the data set.
+        labels: name of each label value.
+        cases: written one by one, so that a converter may yield them as it reads.
+        extra: further keys of the JSON, such as ``channel_names`` or ``scribble_unlabelled_value``.
+    """
+
+    name: str
+    labels: dict[str, str]
+    cases: Iterable[Case]
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Converter:
+    """One entry of :data:`CONVERTERS`.
+
+    Attributes:
+        words: what it converts.
+        convert: called with (source, output, further options); gives the folder written.
+        options: names of the further options.
+    """
+
+    words: str
+    convert: Callable[..., Path]
+    options: tuple[str, ...]
+
+
+#: converter by the name that the command line knows it by
+CONVERTERS: dict[str, Converter] = {}
+
+
+def converter(
+    name: str, words: str, endings: tuple[str, ...] = ()
+) -> Callable[[Callable[..., Source]], Callable[..., Path]]:
+    """Register a converter.
+
+    Args:
+        name: that the command line knows it by.
+        words: what it converts.
+        endings: of a file that it takes in the place of a folder.
+
+    Returns:
+        a decorator that makes of ``find(source, ...)`` a function ``convert(source, output, ...)``, which writes what
+        is found to a new folder and returns that.
+    """
+
+    def register(find: Callable[..., Source]) -> Callable[..., Path]:
+        @functools.wraps(find)
+        def convert(source: str, output: str, *given: Any, **options: Any) -> Path:
+            single = Path(str(source)).is_file() and str(source).endswith(endings)
+            found = find(Path(str(source)) if single else source_folder(source), *given, **options)
+            _write(found, Path(str(output)))
+            return Path(str(output))
+
+        CONVERTERS[name] = Converter(words, convert, tuple(inspect.signature(find).parameters)[1:])
+        return convert
+
+    return register
+
+
+def _write(found: Source, output: Path) -> None:
+    with new_folder(output) as target:
+        sections: dict[str, list[dict[str, Any]]] = {"training": [], "validation": [], "test": []}
+        for case in tqdm(found.cases, desc="converting", leave=False):
+            record: dict[str, Any] = {"image": _place_image(case, target), "group": case.group or case.name}
+            for key in ("label", "scribble"):
+                mask: Path | Volume | None = getattr(case, key)
+                if mask is not None:
+                    record[key] = _place_mask(mask, f"{key}s/{case.name}", target)
+            if case.raters:
+                record["labels"] = [
+                    _place_mask(mask, f"labels/{case.name}_rater{number}", target)
+                    for number, mask in enumerate(case.raters, 1)
+                ]
+            if case.empty:
+                record["empty"] = True
+            sections[case.section].append(record)
+        listed = {section: records for section, records in sections.items() if records}
+        write_json({"name": found.name, "labels": found.labels, **listed, **found.extra}, target / "dataset.json")
+
+
+def _place_image(case: Case, target: Path) -> str | list[str]:
+    """Path or paths of the image, from the new folder."""
+    channels = [case.image] if isinstance(case.image, Path | Volume) else case.image
+    if len(channels) == 1:
+        return _place_channel(channels[0], case.name, target)
+    return [_place_channel(channel, f"{case.name}_{number:04d}", target) for number, channel in enumerate(channels)]
+
+
+def _place_channel(image: Path | Volume, name: str, target: Path) -> str:
+    """Files keep their names, voxels get the name given."""
+    if isinstance(image, Path):
+        place(image, target / "images" / image.name, link=True)
+        return f"images/{image.name}"
+    write_volume(target / "images" / f"{name}.nii.gz", image.voxels, image.affine)
+    return f"images/{name}.nii.gz"
+
+
+def _place_mask(mask: Path | Volume, name: str, target: Path) -> str:
+    """Path of the mask, from the new folder; ``name`` has no ending."""
+    if isinstance(mask, Volume):
+        write_volume(target / f"{name}.nii.gz", mask.voxels, mask.affine)
+        return f"{name}.nii.gz"
+    ending = mask.name[len(stem(mask)) :]
+    place(mask, target / f"{name}{ending}")
+    return f"{name}{ending}"
 
 
 def source_folder(source: str) -> Path:
@@ -145,8 +313,3 @@ def held_out_names(test_list: str | None, cases: Iterable[str]) -> set[str]:
     if unknown:
         raise fault(path, f"names cases that are not there: {', '.join(unknown[:8])}", "correct the list")
     return names
-
-
-def data_list(name: str, labels: dict[str, str], sections: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """The JSON of the data contract; empty sections are left out."""
-    return {"name": name, "labels": labels, **{key: records for key, records in sections.items() if records}}

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pydicom
 from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
-from ..contract.output import fault, new_folder, write_json
-from .base import LPS_TO_RAS, below_test_folder, data_list, held_out_names, source_folder, write_volume
+from ..contract.output import fault
+from .base import LPS_TO_RAS, Case, Source, Volume, below_test_folder, converter, held_out_names
 from .dicom import read_dicom_series
 
 logger = logging.getLogger(__name__)
@@ -30,38 +29,35 @@ GREY_VALUES = {1: (55, 70), 2: (110, 135), 3: (175, 200), 4: (240, 255)}
 _UNKNOWN = 255
 
 
-def convert_chaos(source: str, output: str, test_list: str | None = None) -> Path:
+@converter("chaos", "CHAOS, abdominal MRI, T1 in-phase")
+def convert_chaos(source: Path, test_list: str | None = None) -> Source:
     """Convert ``<case>/T1DUAL/DICOM_anon/InPhase/*.dcm`` and ``<case>/T1DUAL/Ground/*.png``.
 
     Cases below a folder whose name begins with "test" have no published labels; they are left out, and the log says so.
 
     Args:
         source: folder of the download, or its ``MR`` folder.
-        output: folder to write; nothing there is overwritten.
         test_list: text file with the names of the test cases (the case folders' names), one per line.
 
     Returns:
-        the folder written.
+        name, labels and cases.
 
     Raises:
         DataError: when files are missing, unreadable or do not fit each other.
     """
-    folder = source_folder(source)
-    cases = _find_cases(folder)
+    cases = _find_cases(source)
     tests = held_out_names(test_list, cases)
-    with new_folder(Path(str(output))) as target:
-        sections: dict[str, list[dict[str, Any]]] = {"training": [], "test": []}
-        for case, path in tqdm(cases.items(), desc="converting", leave=False):
-            scans = path / "DICOM_anon" / "InPhase"
-            image, affine = read_dicom_series(scans)
-            label = read_label(path / "Ground", scans, image.shape, affine)
-            name = f"case_{case.zfill(2)}"
-            record = {"image": f"images/{name}.nii.gz", "label": f"labels/{name}.nii.gz", "group": case}
-            write_volume(target / record["image"], image, affine)
-            write_volume(target / record["label"], label, affine)
-            sections["test" if case in tests else "training"].append(record)
-        write_json(data_list("CHAOS (abdominal MRI, T1 in-phase)", LABELS, sections), target / "dataset.json")
-    return Path(str(output))
+    return Source("CHAOS (abdominal MRI, T1 in-phase)", LABELS, _read_cases(cases, tests))
+
+
+def _read_cases(cases: dict[str, Path], tests: set[str]) -> Iterator[Case]:
+    for case, path in cases.items():
+        scans = path / "DICOM_anon" / "InPhase"
+        image, affine = read_dicom_series(scans)
+        label = read_label(path / "Ground", scans, image.shape, affine)
+        section = "test" if case in tests else "training"
+        name = f"case_{case.zfill(2)}"
+        yield Case(name, Volume(image, affine), Volume(label, affine), section=section, group=case)
 
 
 def read_label(ground: Path, scans: Path, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:

@@ -2,62 +2,104 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..contract.faults import DataError, Fault
-from ..contract.output import fault, new_folder, place, write_json
+from ..contract.output import fault
 from ..contract.records import normalise_labels
-from .base import data_list, read_json, source_folder, stem
+from .base import Case, Source, converter, read_json, stem
+
+FIRST_MR_CASE = 501  # of AMOS 2022; cases 1 to 500 are CT
+MODALITIES = ("ct", "mr", "both")
 
 
-def convert_decathlon(source: str, output: str, unlabelled: bool = False) -> Path:
+@converter("decathlon", "a task of the Medical Segmentation Decathlon")
+def convert_decathlon(source: Path, unlabelled: bool = False) -> Source:
     """Convert a task of the Medical Segmentation Decathlon; images are hard-linked where possible, else copied.
 
     Images with several modalities stay 4D files; the JSON declares their channels (``channel_names``). The decathlon
-    keeps the labels of its test images back, so they are left out, or taken as unlabelled training images.
+    keeps the labels of its test images back, so they are left out, or taken as unlabelled training images. A list
+    ``validation`` (with labels), which some data sets of this form have, becomes ``validation``.
 
     Args:
         source: folder of the task, which holds ``dataset.json``.
-        output: folder to write; nothing there is overwritten.
         unlabelled: add the test images to ``training`` without labels.
 
     Returns:
-        the folder written.
+        name, labels and cases.
 
     Raises:
         DataError: when ``dataset.json`` or files that it names are missing or of another form.
     """
-    folder = source_folder(source)
+    return _convert(source, unlabelled, lambda _: True)
+
+
+@converter("amos22", "AMOS 2022, 15 abdominal organs, CT and MR")
+def convert_amos22(source: Path, modality: str = "both", unlabelled: bool = False) -> Source:
+    """Convert a folder of the decathlon's form with a labelled ``validation`` list.
+
+    CT (cases 1 to 500) and MR (from 501 on) are in one folder, told apart by the numbers in their names.
+
+    Args:
+        source: folder that holds ``dataset.json``, ``imagesTr``, ``labelsTr``, ``imagesVa``, ``labelsVa``.
+        modality: ``ct``, ``mr`` or ``both``.
+        unlabelled: add the test images to ``training`` without labels.
+
+    Returns:
+        name, labels and cases.
+
+    Raises:
+        DataError: when files are missing or of another form, or no case is of the modality.
+    """
+    if modality not in MODALITIES:
+        raise fault("--modality", f"{modality!r} is unknown", f"give one of {', '.join(MODALITIES)}")
+
+    def wanted(image: Path) -> bool:
+        number = stem(image).rpartition("_")[2]
+        if not number.isdigit():
+            raise fault(image, "has no case number", "name it as published: amos_0001.nii.gz")
+        return modality == "both" or (int(number) >= FIRST_MR_CASE) == (modality == "mr")
+
+    return _convert(source, unlabelled, wanted)
+
+
+def _convert(folder: Path, unlabelled: bool, wanted: Callable[[Path], bool]) -> Source:
+    """Those entries of ``dataset.json`` whose image is wanted."""
     content = read_json(folder / "dataset.json")
     labels = _labels(content, folder / "dataset.json")
-    entries = [(_paths(entry, folder), True) for entry in _entries(content, "training", folder)]
-    if unlabelled:
-        entries += [(_paths(entry, folder), False) for entry in _entries(content, "test", folder)]
-    if not entries:
-        raise fault(folder / "dataset.json", "its list `training` is empty", "give the folder of a complete task")
-    faults = [
+    cases = _cases(content, folder, unlabelled, wanted)
+    modality = content.get("modality")
+    extra = {"channel_names": modality} if isinstance(modality, dict) else {}
+    return Source(str(content.get("name", folder.name)), labels, cases, extra)
+
+
+def _cases(content: dict[str, Any], folder: Path, unlabelled: bool, wanted: Callable[[Path], bool]) -> list[Case]:
+    """All cases; every file that is missing is told at once."""
+    cases: list[Case] = []
+    faults: list[Fault] = []
+    for key in ("training", "validation", "test"):
+        for image, label in (_paths(entry, folder) for entry in _entries(content, key, folder)):
+            if not wanted(image):
+                continue
+            if key == "training" and label is None:
+                faults.append(Fault(str(image), "has no label in `training`", "give the JSON of a decathlon task"))
+            elif key != "test" and label is not None:
+                cases.append(Case(stem(image), image, label, section=key))
+            elif unlabelled:
+                cases.append(Case(stem(image), image))
+    faults += [
         Fault(str(path), "is missing", "unpack the whole archive again")
-        for (image, label), labelled in entries
-        for path in ([image, label] if labelled else [image])
-        if path is None or not path.is_file()
+        for case in cases
+        for path in (case.image, case.label)
+        if isinstance(path, Path) and not path.is_file()
     ]
     if faults:
         raise DataError(faults, str(folder))
-    with new_folder(Path(str(output))) as target:
-        records = []
-        for (image, label), _ in entries:
-            record = {"image": f"images/{image.name}", "group": stem(image)}
-            place(image, target / record["image"], link=True)
-            if label is not None:
-                record["label"] = f"labels/{label.name}"
-                place(label, target / record["label"])
-            records.append(record)
-        listing = data_list(str(content.get("name", folder.name)), labels, {"training": records})
-        if isinstance(content.get("modality"), dict):
-            listing["channel_names"] = content["modality"]
-        write_json(listing, target / "dataset.json")
-    return Path(str(output))
+    if not any(case.section == "training" for case in cases):
+        raise fault(folder / "dataset.json", "its list `training` is empty", "give the folder of a complete task")
+    return cases
 
 
 def _labels(content: dict[str, Any], path: Path) -> dict[str, str]:

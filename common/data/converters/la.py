@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import h5py
 import nrrd
 import numpy as np
-from tqdm import tqdm
 
-from ..contract.output import fault, new_folder, write_json
-from .base import (
-    LPS_TO_RAS,
-    below_test_folder,
-    binary_mask,
-    crop,
-    data_list,
-    held_out_names,
-    source_folder,
-    write_volume,
-)
+from ..contract.output import fault
+from .base import LPS_TO_RAS, Case, Source, Volume, below_test_folder, binary_mask, converter, crop, held_out_names
 
 LABELS = {"0": "background", "1": "left atrium"}
 H5_SPACING = 0.625  # mm; the h5 files do not store it
@@ -36,7 +26,8 @@ _SPACES = {
 }
 
 
-def convert_la2018(source: str, output: str, margin: int | None = None, test_list: str | None = None) -> Path:
+@converter("la2018", "left atrium, LGE-MRI: the 2018 challenge's NRRD files")
+def convert_la2018(source: Path, margin: int | None = None, test_list: str | None = None) -> Source:
     """Convert the download of the challenge: any folders with ``<case>/lgemri.nrrd`` and ``<case>/laendo.nrrd``.
 
     The mask's 255 becomes 1. NRRD positions (left-posterior-superior) become NIfTI's (right-anterior-superior). A mask
@@ -45,41 +36,41 @@ def convert_la2018(source: str, output: str, margin: int | None = None, test_lis
 
     Args:
         source: folder of the download.
-        output: folder to write; nothing there is overwritten.
         margin: cut each case to the atrium's bounding box grown by so many voxels, as the literature does (about 25);
             None keeps whole volumes.
         test_list: text file with the names of the test cases, one per line.
 
     Returns:
-        the folder written.
+        name, labels and cases.
 
     Raises:
         DataError: when files are missing, unreadable or do not fit each other.
     """
-    folder = source_folder(source)
-    files = _case_files(folder, "lgemri.nrrd")
+    files = _case_files(source, "lgemri.nrrd")
     lacking = [str(path.parent) for path in files.values() if not (path.parent / "laendo.nrrd").is_file()]
     if lacking:
-        raise fault(folder, f"laendo.nrrd is missing in {', '.join(lacking)}", "download the cases again, or drop them")
+        raise fault(source, f"laendo.nrrd is missing in {', '.join(lacking)}", "download the cases again, or drop them")
     tests = held_out_names(test_list, files)
     if test_list is None:
-        tests = {name for name, path in files.items() if below_test_folder(path.parent, folder)}
-    with new_folder(Path(str(output))) as target:
-        sections: dict[str, list[dict[str, Any]]] = {"training": [], "test": []}
-        for name, path in tqdm(files.items(), desc="converting", leave=False):
-            image, affine = _read_nrrd(path)
-            mask_path = path.parent / "laendo.nrrd"
-            mask, mask_affine = _read_nrrd(mask_path)
-            if affine is None:
-                raise fault(path, "its header gives no voxel spacing", "download it again")
-            _same_grid(path, image, affine, mask_path, mask, mask_affine)
-            section = "test" if name in tests else "training"
-            sections[section].append(_write_case(target, name, image, binary_mask(mask, mask_path), affine, margin))
-        write_json(data_list("LA 2018 (left atrium, LGE-MRI)", LABELS, sections), target / "dataset.json")
-    return Path(str(output))
+        tests = {name for name, path in files.items() if below_test_folder(path.parent, source)}
+    return Source("LA 2018 (left atrium, LGE-MRI)", LABELS, _nrrd_cases(files, tests, margin))
 
 
-def convert_la_h5(source: str, output: str, test_list: str | None = None) -> Path:
+def _nrrd_cases(files: dict[str, Path], tests: set[str], margin: int | None) -> Iterator[Case]:
+    for name, path in files.items():
+        image, affine = _read_nrrd(path)
+        mask_path = path.parent / "laendo.nrrd"
+        mask, mask_affine = _read_nrrd(mask_path)
+        if affine is None:
+            raise fault(path, "its header gives no voxel spacing", "download it again")
+        _same_grid(path, image, affine, mask_path, mask, mask_affine)
+        image, label, affine = crop(image, binary_mask(mask, mask_path), affine, margin)
+        section = "test" if name in tests else "training"
+        yield Case(name, Volume(image, affine), Volume(label, affine), section=section)
+
+
+@converter("la_h5", "left atrium, LGE-MRI: the literature's h5 files")
+def convert_la_h5(source: Path, test_list: str | None = None) -> Source:
     """Convert the literature's h5 files, ``<case>/mri_norm2.h5`` with the data sets ``image`` and ``label``.
 
     The files hold images cropped around the atrium, normalised, at 0.625 mm in each direction, without their position
@@ -87,29 +78,27 @@ def convert_la_h5(source: str, output: str, test_list: str | None = None) -> Pat
 
     Args:
         source: folder of the case folders.
-        output: folder to write; nothing there is overwritten.
         test_list: text file with the names of the test cases, one per line (the literature's ``test.list``).
 
     Returns:
-        the folder written.
+        name, labels and cases.
 
     Raises:
         DataError: when files are missing, unreadable or do not fit each other.
     """
-    folder = source_folder(source)
-    files = _case_files(folder, "mri_norm2.h5")
+    files = _case_files(source, "mri_norm2.h5")
     tests = held_out_names(test_list, files)
+    return Source("LA 2018 (left atrium, LGE-MRI, h5)", LABELS, _h5_cases(files, tests))
+
+
+def _h5_cases(files: dict[str, Path], tests: set[str]) -> Iterator[Case]:
     affine = LPS_TO_RAS @ np.diag([H5_SPACING] * 3 + [1.0])
-    with new_folder(Path(str(output))) as target:
-        sections: dict[str, list[dict[str, Any]]] = {"training": [], "test": []}
-        for name, path in tqdm(files.items(), desc="converting", leave=False):
-            image, mask = _read_h5(path)
-            _same_grid(path, image, affine, path, mask, None)
-            section = "test" if name in tests else "training"
-            label = binary_mask(mask, path)
-            sections[section].append(_write_case(target, name, image.astype(np.float32), label, affine, None))
-        write_json(data_list("LA 2018 (left atrium, LGE-MRI, h5)", LABELS, sections), target / "dataset.json")
-    return Path(str(output))
+    for name, path in files.items():
+        image, mask = _read_h5(path)
+        _same_grid(path, image, affine, path, mask, None)
+        label = Volume(binary_mask(mask, path), affine)
+        section = "test" if name in tests else "training"
+        yield Case(name, Volume(image.astype(np.float32), affine), label, section=section)
 
 
 def _case_files(folder: Path, file_name: str) -> dict[str, Path]:
@@ -170,13 +159,3 @@ def _same_grid(
         raise fault(mask_path, f"has shape {mask.shape}, {path.name} has {image.shape}", "download the case again")
     if mask_affine is not None and not np.allclose(mask_affine, affine, atol=1e-2):
         raise fault(mask_path, f"lies elsewhere in space than {path.name}", "download the case again")
-
-
-def _write_case(
-    target: Path, name: str, image: np.ndarray, label: np.ndarray, affine: np.ndarray, margin: int | None
-) -> dict[str, Any]:
-    image, label, affine = crop(image, label, affine, margin)
-    record = {"image": f"images/{name}.nii.gz", "label": f"labels/{name}.nii.gz", "group": name}
-    write_volume(target / record["image"], image, affine)
-    write_volume(target / record["label"], label, affine)
-    return record

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..contract.faults import DataError, Fault
-from ..contract.output import fault, new_folder, place, write_json
+from ..contract.output import fault
 from ..contract.records import normalise_labels
-from .base import NIFTI_ENDINGS, data_list, read_json, source_folder
+from .base import NIFTI_ENDINGS, Case, Source, converter, read_json
 
 
-def convert_nnunet(source: str, output: str, unlabelled: bool = False) -> Path:
+@converter("nnunet", "a raw data set of nnU-Net, version 1 or 2")
+def convert_nnunet(source: Path, unlabelled: bool = False) -> Source:
     """Convert ``imagesTr/<case>_0000.nii.gz`` (a file for each channel), ``labelsTr/<case>.nii.gz``, ``dataset.json``.
 
     Images are hard-linked where possible, else copied. A data set with an ``ignore`` label is one of scribbles: its
@@ -21,49 +21,30 @@ def convert_nnunet(source: str, output: str, unlabelled: bool = False) -> Path:
 
     Args:
         source: the data set's folder, which holds ``dataset.json``.
-        output: folder to write; nothing there is overwritten.
         unlabelled: add images without a label to ``training`` as unlabelled; without it those of ``imagesTs`` are left
             out and those of ``imagesTr`` are a fault.
 
     Returns:
-        the folder written.
+        name, labels and cases.
 
     Raises:
         DataError: when files are missing or the data set is of a form that is not supported.
     """
-    folder = source_folder(source)
-    content = read_json(folder / "dataset.json")
-    ending = _file_ending(content, folder)
+    content = read_json(source / "dataset.json")
+    ending = _file_ending(content, source)
     channels = content.get("channel_names", content.get("modality"))
     if not isinstance(channels, dict) or not channels:
-        raise fault(folder / "dataset.json", "has no `channel_names`", "give the dataset.json of a raw folder")
-    labels, ignore = _labels(content, folder / "dataset.json")
+        raise fault(source / "dataset.json", "has no `channel_names`", "give the dataset.json of a raw folder")
+    labels, ignore = _labels(content, source / "dataset.json")
     key = "label" if ignore is None else "scribble"
-    cases = _plan(folder, len(channels), ending, key, unlabelled)
-    with new_folder(Path(str(output))) as target:
-        sections: dict[str, list[dict[str, Any]]] = {"training": [], "test": []}
-        for case in cases:
-            sections[case.section].append(_write_case(target, case))
-        listing = data_list(str(content.get("name", folder.name)), labels, sections)
-        listing["channel_names"] = {str(number): str(name) for number, name in channels.items()}
-        if ignore is not None:
-            listing["scribble_unlabelled_value"] = ignore
-        write_json(listing, target / "dataset.json")
-    return Path(str(output))
+    cases = _plan(source, len(channels), ending, key, unlabelled)
+    extra: dict[str, Any] = {"channel_names": {str(number): str(name) for number, name in channels.items()}}
+    if ignore is not None:
+        extra["scribble_unlabelled_value"] = ignore
+    return Source(str(content.get("name", source.name)), labels, cases, extra)
 
 
-@dataclass(frozen=True)
-class _Case:
-    """One case to be written; ``key`` is what the label becomes (label or scribble)."""
-
-    name: str
-    section: str
-    images: list[Path]
-    label: Path | None
-    key: str
-
-
-def _plan(folder: Path, channels: int, ending: str, key: str, unlabelled: bool) -> list[_Case]:
+def _plan(folder: Path, channels: int, ending: str, key: str, unlabelled: bool) -> list[Case]:
     """All cases to be written; every file that is missing is told at once."""
     faults: list[Fault] = []
     cases = []
@@ -71,9 +52,10 @@ def _plan(folder: Path, channels: int, ending: str, key: str, unlabelled: bool) 
         for name, images in _images(folder / f"images{part}", channels, ending, faults).items():
             label = folder / f"labels{part}" / f"{name}{ending}"
             if label.is_file():
-                cases.append(_Case(name, section, images, label, key if section == "training" else "label"))
+                drawn = key == "scribble" and section == "training"
+                cases.append(Case(name, images, None if drawn else label, label if drawn else None, section))
             elif unlabelled:
-                cases.append(_Case(name, "training", images, None, key))
+                cases.append(Case(name, images))
             elif section == "training":
                 faults.append(Fault(str(label), "is missing", "add it, or give --unlabelled"))
     if not any(case.section == "training" for case in cases) and not faults:
@@ -122,14 +104,3 @@ def _images(folder: Path, channels: int, ending: str, faults: list[Fault]) -> di
     missing = [file for files in cases.values() for file in files if not file.is_file()]
     faults += [Fault(str(file), "is missing", "add the channel's file") for file in missing]
     return cases
-
-
-def _write_case(target: Path, case: _Case) -> dict[str, Any]:
-    names = [f"images/{path.name}" for path in case.images]
-    for path, name in zip(case.images, names, strict=True):
-        place(path, target / name, link=True)
-    record: dict[str, Any] = {"image": names[0] if len(names) == 1 else names, "group": case.name}
-    if case.label is not None:
-        record[case.key] = f"{case.key}s/{case.label.name}"
-        place(case.label, target / record[case.key])
-    return record

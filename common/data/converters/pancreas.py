@@ -21,16 +21,15 @@ import logging
 import re
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 from nibabel import orientations
-from tqdm import tqdm
 
-from ..contract.output import fault, new_folder, write_json
-from .base import NIFTI_ENDINGS, binary_mask, crop, data_list, held_out_names, source_folder, write_volume
+from ..contract.output import fault
+from .base import NIFTI_ENDINGS, Case, Source, Volume, binary_mask, converter, crop, held_out_names, source_folder
 from .dicom import read_dicom_series
 
 logger = logging.getLogger(__name__)
@@ -42,20 +41,19 @@ SOFT_TISSUE_SHARE = 0.8
 SAME_PATIENT = {"0025": "0002", "0070": "0002"}
 
 
+@converter("pancreas", "NIH Pancreas-CT, DICOM or NIfTI images")
 def convert_pancreas(
-    source: str,
-    output: str,
+    source: Path,
     labels: str | None = None,
     margin: int | None = None,
     test_list: str | None = None,
     label_axes: str = "auto",
-) -> Path:
+) -> Source:
     """Convert ``PANCREAS_0001/**/*.dcm`` or NIfTI images and ``label0001.nii.gz``; intensities stay in HU.
 
     Args:
         source: folder with a folder of DICOM files or one NIfTI file for each case, at any depth; names end in the
             case's four digits.
-        output: folder to write; nothing there is overwritten.
         labels: folder of the labels, at any depth; None looks below ``source``.
         margin: cut each case to the pancreas' bounding box grown by so many voxels (the literature takes about 25);
             None keeps whole volumes.
@@ -63,43 +61,37 @@ def convert_pancreas(
         label_axes: ``auto``, ``header`` or ``array``; see the module.
 
     Returns:
-        the folder written.
+        name, labels and cases.
 
     Raises:
         DataError: when files are missing, unreadable or do not fit each other.
     """
     if label_axes not in LABEL_AXES:
         raise fault("--label_axes", f"{label_axes!r} is unknown", f"give one of {', '.join(LABEL_AXES)}")
-    folder = source_folder(source)
-    images = _find_images(folder)
-    masks = _find_labels(folder if labels is None else source_folder(labels))
+    images = _find_images(source)
+    masks = _find_labels(source if labels is None else source_folder(labels))
     lacking = sorted(set(images) - set(masks))
     if not images or lacking:
         what = f"no label for case {', '.join(lacking)}" if images else "holds no PANCREAS_0001 folders or NIfTI images"
-        raise fault(folder, what, "give the images' folder, and that of label0001.nii.gz by --labels")
-    names = {number: f"PANCREAS_{number}" for number in images}
-    tests = held_out_names(test_list, names.values())
+        raise fault(source, what, "give the images' folder, and that of label0001.nii.gz by --labels")
+    tests = held_out_names(test_list, [f"PANCREAS_{number}" for number in images])
+    structures = {"0": "background", "1": "pancreas"}
+    return Source("NIH Pancreas-CT", structures, _read_cases(images, masks, tests, margin, label_axes))
+
+
+def _read_cases(
+    images: dict[str, Path], masks: dict[str, Path], tests: set[str], margin: int | None, label_axes: str
+) -> Iterator[Case]:
     ways: Counter[str] = Counter()
-    with new_folder(Path(str(output))) as target:
-        sections: dict[str, list[dict[str, Any]]] = {"training": [], "test": []}
-        for number, path in tqdm(images.items(), desc="converting", leave=False):
-            image, affine = read_dicom_series(path) if path.is_dir() else _read_nifti(path)
-            label, way = read_label(masks[number], image, affine, label_axes)
-            ways[way] += 1
-            record = _write_case(target, number, *crop(image, label, affine, margin))
-            sections["test" if names[number] in tests else "training"].append(record)
-        structures = {"0": "background", "1": "pancreas"}
-        write_json(data_list("NIH Pancreas-CT", structures, sections), target / "dataset.json")
+    for number, path in images.items():
+        image, affine = read_dicom_series(path) if path.is_dir() else _read_nifti(path)
+        label, way = read_label(masks[number], image, affine, label_axes)
+        ways[way] += 1
+        image, label, affine = crop(image, label, affine, margin)
+        name, group = f"PANCREAS_{number}", f"PANCREAS_{SAME_PATIENT.get(number, number)}"
+        section = "test" if name in tests else "training"
+        yield Case(name, Volume(image, affine), Volume(label, affine), section=section, group=group)
     logger.info("labels read by %s", ", ".join(f"{way}: {count}" for way, count in ways.items()))
-    return Path(str(output))
-
-
-def _write_case(target: Path, number: str, image: np.ndarray, label: np.ndarray, affine: np.ndarray) -> dict[str, Any]:
-    name, group = f"PANCREAS_{number}", f"PANCREAS_{SAME_PATIENT.get(number, number)}"
-    record = {"image": f"images/{name}.nii.gz", "label": f"labels/{name}.nii.gz", "group": group}
-    write_volume(target / record["image"], image, affine)
-    write_volume(target / record["label"], label, affine)
-    return record
 
 
 def read_label(path: Path, image: np.ndarray, affine: np.ndarray, label_axes: str = "auto") -> tuple[np.ndarray, str]:

@@ -143,11 +143,11 @@ def write_budget(study: Study, measured: Sequence[Measured], output: Path) -> No
             writer.writerows(zip([curve.name] * len(low), curve.labels, curve.dice, low, high, strict=True))
     lines = [f"# {study.title}: what more labels would bring", ""]
     for curve in curves:
-        best, low, _ = curve.more_for_a_point()
+        best, low, high = curve.more_for_a_point()
         most = int(curve.labels[-1])
         head = f"- {curve.name}: Dice {100 * curve.dice[-1]:.1f} with {most} labels; one more point takes "
         if np.isfinite(best):
-            lines.append(head + f"about {best:.0f} more of them ({_range(curve)}).")
+            lines.append(head + f"about {best:.0f} more of them ({_range(low, high)}).")
         else:
             least = f", {low:.0f} more at the least" if np.isfinite(low) else ""
             lines.append(head + f"more than {FARTHEST} times as many by the fitted curve{least}.")
@@ -156,8 +156,7 @@ def write_budget(study: Study, measured: Sequence[Measured], output: Path) -> No
     _draw(study, curves, output / "budget.png")
 
 
-def _range(curve: Curve) -> str:
-    _, low, high = curve.more_for_a_point()
+def _range(low: float, high: float) -> str:
     return f"95% interval {low:.0f} to {high:.0f}" if np.isfinite(high) else f"95% interval {low:.0f} to no end"
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from common.data import DataError, LazyData, SegmentationData, make_phantom, open_data
 from common.data.contract.faults import Fault
-from common.data.contract.records import normalise_labels
+from common.data.contract.records import KINDS, is_kind, normalise_labels
 
 SHAPE = (6, 5, 4)
 
@@ -188,3 +188,25 @@ def test_records_of_other_kinds_are_left_out_and_said(tmp_path: Path, caplog: py
     assert data.section("training", "label", "unlabelled") == data.section("training") == data.training
     with pytest.raises(DataError, match="no record with a `scribble` or with `labels`"):
         data.section("training", "scribble", "raters")
+
+
+def test_training_records_are_asked_for_with_what_the_method_needs(tmp_path: Path) -> None:
+    content = write_dataset(tmp_path)
+    data = LazyData(dataset_dir=content, num_classes=5)
+    with pytest.raises(DataError) as caught:
+        data.training_records(["noisy", "validation"])
+    assert "num_classes 2" in str(caught.value) and "label_quality: noisy" in str(caught.value), "not all at once"
+    data = LazyData(dataset_dir=content)
+    assert data.section("training") == data.training_records(["label"], kinds=["clean"])
+    with pytest.raises(DataError, match="needs training records with a `scribble`"):
+        data.training_records(["scribble"])
+
+
+def test_a_record_may_be_of_several_kinds() -> None:
+    record = {"image": "a", "label": "b", "label_quality": "noisy", "scribble": "c"}
+    found = {kind for kind in KINDS if is_kind(record, kind)}
+    assert found == {"label", "noisy", "scribble"}
+    assert {kind for kind in KINDS if is_kind({"image": "a"}, kind)} == {"unlabelled"}
+    assert {kind for kind in KINDS if is_kind({"image": "a", "labels": ["b"]}, kind)} == {"raters"}
+    with pytest.raises(ValueError, match="no kind of record is called 'lable'"):
+        is_kind(record, "lable")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common.evaluation.study import budget
 from common.evaluation.study.budget import Curve, curve_dice, fit_curve, read_curves, write_budget
 from common.evaluation.study.recipe import Row, Run, Study
 from common.evaluation.study.table import Measured, paired_test, summarise_rows, write_tables
@@ -120,7 +121,8 @@ def test_labels_for_a_point() -> None:
     assert Curve("flat", labels, flat, np.stack([flat] * 3)).more_for_a_point()[0] == np.inf
 
 
-def test_budget_needs_two_points_of_a_curve(tmp_path: Path) -> None:
+def test_budget_needs_two_points_of_a_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "RESAMPLES", 10)
     write_budget(study(), RUNS, tmp_path)
     assert not (tmp_path / "budget.md").exists()
     runs = [*RUNS, measured(ROWS[2], 0, {"a": (0.9, 0.9), "b": (0.9, 0.9), "c": (0.8, 0.8)})]
