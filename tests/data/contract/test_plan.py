@@ -164,6 +164,19 @@ def test_streams_grow_to_the_papers_batch() -> None:
     assert "4 training cases" in rules.streams(make_traits(), guide, 1)["labelled"].reason
 
 
+def test_short_trainings_have_a_batch_of_their_own() -> None:
+    guide = make_guide(paper_batch={"label": 2, "unlabelled": 2}, short_batch={"label": 4})
+    counts = {
+        short: [c.value for c in rules.streams(make_traits(), guide, 1, short).values()] for short in (False, True)
+    }
+    assert counts == {False: [2, 2], True: [4, 2]}
+    for seconds, labelled in ((100.0, 4), (100_000.0, 2)):
+        machine = Machine()
+        outcome = Search(make_traits(), guide, Limits(8 * GB, seconds, 64 * GB), CASES).run(machine)
+        assert outcome is not None and outcome.candidate.settings["labelled"] == labelled
+        assert machine.seen[-1]["labelled"] == labelled
+
+
 @pytest.mark.parametrize("iterations", [1, 7, 263, 6000, 100_000])
 @pytest.mark.parametrize("validations", [1, 2, 5])
 def test_schedule_comes_to_the_iterations(iterations: int, validations: int) -> None:
@@ -431,7 +444,7 @@ def test_a_plan_is_never_overwritten(ct: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", sorted(path.parts[-3] for path in Path("bundles").glob("*/configs/train.yaml")))
 def test_guides_of_bundles(name: str) -> None:
     guide = read_guide(name)
-    assert set(guide.paper_batch) == set(guide.streams) and guide.multiple % 16 == 0
+    assert set(guide.paper_batch) == set(guide.streams) >= set(guide.short_batch) and guide.multiple % 16 == 0
     assert guide.least_iterations <= guide.iterations and guide.learning_rate <= guide.most_learning_rate
     known = set(guide.config) | {"num_classes"}
     assert {*guide.keep, *guide.short, *guide.windows} <= known, "settings that the bundle has"

@@ -33,6 +33,7 @@ class Guide:
         paper_batch: cases of the paper's batch, by kind of record.
         keep: settings whatever the data, with their reasons.
         short: those that replace them where the paper's iterations would take too long with the smallest patches.
+        short_batch: cases a batch there, by kind of record; default: train.yaml's.
         windows: settings in pixels, from the paper's to the least, for slices of ``window_slice`` pixels.
         window_slice: side of the paper's slices in pixels.
     """
@@ -49,6 +50,7 @@ class Guide:
     paper_batch: Mapping[str, int] = field(default_factory=dict)
     keep: Mapping[str, Choice] = field(default_factory=dict)
     short: Mapping[str, Choice] = field(default_factory=dict)
+    short_batch: Mapping[str, int] = field(default_factory=dict)
     windows: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     window_slice: int = 256
 
@@ -62,10 +64,10 @@ class Guide:
         """What its training asks of a data set."""
         return list(self.config["train"]["dataset"]["data"]["needs"])
 
-    @property
-    def batch(self) -> dict[str, int]:
-        """Cases a batch of its train.yaml, by kind of record."""
-        return {kind: int(self.config[key]) for kind, key in self.streams.items()}
+    def batch(self, short: bool = False) -> dict[str, int]:
+        """Cases a batch before it grows, by kind of record."""
+        usual = {kind: int(self.config[key]) for kind, key in self.streams.items()}
+        return {**usual, **(self.short_batch if short else {})}
 
 
 def read_guide(name: str, bundles: str = "bundles") -> Guide:

@@ -156,21 +156,30 @@ def intensity(traits: Traits, current: Mapping[str, Any]) -> Choice:
     return Choice(dict(current), "no CT: z-score of each image")
 
 
-def streams(traits: Traits, guide: Guide, times: int) -> dict[str, Choice]:
-    """Cases a batch of each kind of record: a multiple of train.yaml's batch, at most the paper's."""
+def streams(traits: Traits, guide: Guide, times: int, short: bool = False) -> dict[str, Choice]:
+    """Cases a batch of each kind of record: a multiple of the bundle's usual batch, at most the paper's.
+
+    Args:
+        traits: of the data set.
+        guide: of the bundle.
+        times: the multiple.
+        short: whether the training is a short one, of patches smaller than the paper's.
+    """
     found = {}
     for kind, key in guide.streams.items():
-        usual = guide.batch[kind]
+        usual = guide.batch(short)[kind]
         count = min(usual * times, max(usual, guide.paper_batch.get(kind, usual)))
         there = f"{traits.kinds.get(kind, 0)} training cases are of this kind"
-        grown = f"; {count // usual} times train.yaml's, as memory and time allow" if count > usual else ""
-        found[key] = Choice(count, there + (grown or "; as in train.yaml"))
+        source = "the bundle's short trainings" if short and kind in guide.short_batch else "train.yaml"
+        grown = f"; {count // usual} times that of {source}, as memory and time allow" if count > usual else ""
+        found[key] = Choice(count, there + (grown or f"; as in {source}"))
     return found
 
 
-def most_times(guide: Guide) -> int:
-    """How often train.yaml's batch goes into the paper's, along the stream that has most room."""
-    return max([1, *(guide.paper_batch.get(kind, count) // max(count, 1) for kind, count in guide.batch.items())])
+def most_times(guide: Guide, short: bool = False) -> int:
+    """How often the usual batch goes into the paper's, along the stream that has most room."""
+    batch = guide.batch(short)
+    return max([1, *(guide.paper_batch.get(kind, count) // max(count, 1) for kind, count in batch.items())])
 
 
 def windows(guide: Guide, slice_size: Sequence[int]) -> dict[str, Choice]:

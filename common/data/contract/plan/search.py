@@ -85,14 +85,14 @@ class Outcome:
     short: bool
 
 
-def candidates(traits: Traits, guide: Guide) -> list[Candidate]:
+def candidates(traits: Traits, guide: Guide, short: bool = False) -> list[Candidate]:
     """All sizes from the smallest to the whole image, then with batches up to the paper's: each needs more."""
     found: list[Candidate] = []
     sizes = _sizes(traits, guide)
     for size in sizes:
-        found.append(_with_batch(traits, guide, size, 1))
-    for times in range(2, rules.most_times(guide) + 1):
-        found.append(_with_batch(traits, guide, sizes[-1], times))
+        found.append(_with_batch(traits, guide, size, 1, short))
+    for times in range(2, rules.most_times(guide, short) + 1):
+        found.append(_with_batch(traits, guide, sizes[-1], times, short))
     return found
 
 
@@ -139,8 +139,8 @@ def _slices(traits: Traits, guide: Guide, pixels: float) -> dict[str, Choice]:
     return {"slice_axis": axis, "slice_size": Choice(size, reason), **rules.windows(guide, size)}
 
 
-def _with_batch(traits: Traits, guide: Guide, size: dict[str, Choice], times: int) -> Candidate:
-    batch = rules.streams(traits, guide, times)
+def _with_batch(traits: Traits, guide: Guide, size: dict[str, Choice], times: int, short: bool) -> Candidate:
+    batch = rules.streams(traits, guide, times, short)
     patch = size["slice_size" if guide.sliced else "patch_size"].value
     if guide.sliced:
         prepared = traits.shapes[:, size["slice_axis"].value] * math.prod(patch)
@@ -173,6 +173,7 @@ class Search:
         cases: tuple[int, int],
         overhead: tuple[float, float] = (0.0, 0.0),
     ) -> None:
+        self.traits = traits
         self.guide = guide
         self.limits = limits
         self.cases = cases
@@ -217,7 +218,9 @@ class Search:
         """See from the smallest size what kind of training it will be; whether that is to be measured anew."""
         if not self.short and smallest.iterations < self.guide.iterations:
             self.short = True
-            if self.guide.short:
+            if self.guide.short or self.guide.short_batch:
+                self.listed = candidates(self.traits, self.guide, short=True)
+                self.too_large = len(self.listed)
                 return True
         most = max(self.guide.least_iterations, self.guide.iterations // 2)
         self.least = int(np.clip(smallest.iterations * STEPS_KEPT, self.guide.least_iterations, most))
