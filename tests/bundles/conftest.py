@@ -95,7 +95,10 @@ class Bundle:
             "val_interval": 1,
             "num_workers": 0,
         }
-        values |= {key: [16] * len(config[key]) for key in ("patch_size", "slice_size") if key in config}
+        if "spacing" in config:  # a data set's own would leave the phantom too few slices
+            values["spacing"] = self.train["spacing"]
+        side = 32 if "unet_plus_plus" in names else 16  # its instance normalisation takes no single voxel
+        values |= {key: [side] * len(config[key]) for key in ("patch_size", "slice_size") if key in config}
         return {key: value for key, value in values.items() if key in config} | overrides
 
     def run(self, run_id: str, *names: str, **overrides: Any) -> None:
