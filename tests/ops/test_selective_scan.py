@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -205,20 +204,6 @@ def test_float32_inside_under_autocast_and_for_half_inputs(dtype: torch.dtype) -
     assert half[0].dtype is dtype and all(bool(x.isfinite().all()) for x in half)
     exact = selective_scan(**single(halves))
     torch.testing.assert_close(half[0], exact.to(dtype))
-
-
-def test_time_is_linear_in_the_length() -> None:
-    def seconds(length: int) -> float:
-        inputs = single(case(length, 1, 64, 16))
-        times = []
-        for _ in range(3):
-            begin = time.process_time()
-            value_and_gradients(selective_scan, inputs)
-            times.append(time.process_time() - begin)
-        return min(times)
-
-    seconds(64)
-    assert seconds(8192) < 20 * seconds(1024)  # 8 times the work; a quadratic one would take 64 times as long
 
 
 def test_number_of_threads_is_put_back() -> None:
