@@ -141,11 +141,13 @@ def _plain_gate(features: torch.Tensor, guide: torch.Tensor, radius: int, normal
     margin, places = [radius] * (2 * (features.dim() - 2)), 1
     for _ in range(features.dim() - 2):
         places *= 2 * radius + 1
-    zeros, inside = functional.pad(guide, margin), functional.pad(torch.ones_like(guide[:1, :1]), margin)
-    means, size = torch.zeros_like(guide), torch.zeros_like(guide[:1, :1])
-    for place in range(places):
-        means, size = means + _neighbour(zeros, place, radius), size + _neighbour(inside, place, radius)
-    thresholds = _lenient(means / size)
+    # zeros around both: a window may be larger than the image
+    sums, inside = functional.pad(guide, margin), functional.pad(torch.ones_like(guide[:1, :1]), margin)
+    if features.dim() == 5:
+        means = functional.avg_pool3d(sums, 2 * radius + 1, 1) / functional.avg_pool3d(inside, 2 * radius + 1, 1)
+    else:
+        means = functional.avg_pool2d(sums, 2 * radius + 1, 1) / functional.avg_pool2d(inside, 2 * radius + 1, 1)
+    thresholds = _lenient(means)
     guides, own = functional.pad(guide, margin, value=-math.inf), functional.pad(features, margin)
     total, count = torch.zeros_like(features), torch.zeros_like(features)
     for place in range(places):

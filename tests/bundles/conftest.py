@@ -37,6 +37,11 @@ SMALL_NETWORKS: dict[str, dict[str, Any]] = {
     "scripts.network.AffinityUMamba": STAGES | {"mamba_levels": [0, 1]},
     "scripts.network.AttentiveUNet": {"network_def#filters": 2},
     "scripts.network.MultiCURENet": {"network_def#base_filters": 4},
+    "scripts.network.ProbabilisticUNet": {
+        "network_def#backbone": "resnet10",
+        "network_def#decoder_channels": [16, 8, 8, 8, 8],
+        "network_def#prior_channels": [4, 8],
+    },
 }
 
 
@@ -90,7 +95,10 @@ class Bundle:
             "val_interval": 1,
             "num_workers": 0,
         }
-        values |= {key: [16] * len(config[key]) for key in ("patch_size", "slice_size") if key in config}
+        if "spacing" in config:  # a data set's own would leave the phantom too few slices
+            values["spacing"] = self.train["spacing"]
+        side = 32 if "unet_plus_plus" in names else 16  # its instance normalisation takes no single voxel
+        values |= {key: [side] * len(config[key]) for key in ("patch_size", "slice_size") if key in config}
         return {key: value for key, value in values.items() if key in config} | overrides
 
     def run(self, run_id: str, *names: str, **overrides: Any) -> None:
