@@ -221,6 +221,13 @@ def test_fewer_cases_than_a_stream_draws() -> None:
     assert doubts_of(make_traits(kinds={"label": 2, "unlabelled": 2})) == ""
 
 
+def test_a_case_has_as_many_slices_as_it_is_deep() -> None:
+    sizes = {"slice_axis": Choice(2, ""), "slice_size": Choice([48, 48], ""), "batch_size": Choice(12, "")}
+    for depth, told in ((8, 0), (1, 1)):
+        traits = make_traits(shape=(100, 100, depth), kinds={"scribble": 2})
+        assert len(rules.doubts(traits, sliced_guide(), sizes)) == told
+
+
 def test_structures_smaller_than_a_voxel() -> None:
     told = doubts_of(make_traits(smallest={"organ": 100.0, "speck": 7.9}), spacing=[2.0, 2.0, 2.0])
     assert "'speck'" in told and "'organ'" not in told

@@ -213,9 +213,10 @@ def schedule(guide: Guide, iterations: int, validations: int) -> dict[str, Choic
 def doubts(traits: Traits, guide: Guide, choices: Mapping[str, Choice]) -> list[str]:
     """What the plan would not do, in words."""
     found = []
+    slices = float(np.median(traits.shapes[:, choices["slice_axis"].value])) if guide.sliced else 1.0
     for kind, key in guide.streams.items():
         count, wanted = traits.kinds.get(kind, 0), choices[key].value
-        if 0 < count < wanted:
+        if 0 < count * slices < wanted:
             what = f"{count} training cases of the kind `{kind}` are fewer than {key} {wanted}"
             found.append(f"{what}: a batch draws some of them more than once. Label more, or give --{key} {count}")
     if "patch_size" in choices:
