@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from typing import Any
 
 import pytest
@@ -235,7 +234,11 @@ def test_number_of_threads_is_put_back() -> None:
 def test_traced_loop_serves_any_size() -> None:
     inputs = single(extras(case(7)))
     order = tuple(inputs.values())
-    traced = torch.jit.trace(partial(selective_scan, delta_softplus=True), order)
+
+    def scan(*tensors: Any) -> torch.Tensor:
+        return selective_scan(**dict(zip(inputs, tensors, strict=True)), delta_softplus=True)
+
+    traced: Any = torch.jit.trace(scan, order)
     other = single(extras(case(50, batch=3)))
     expected = selective_scan(**other, delta_softplus=True)
     torch.testing.assert_close(traced(*other.values()), expected, rtol=1e-4, atol=1e-5)
