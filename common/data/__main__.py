@@ -1,8 +1,9 @@
-"""Command line: ``python -m common.data check|split|phantom|corrupt|convert``."""
+"""Command line: ``python -m common.data check|plan|split|phantom|corrupt|convert``."""
 
 from __future__ import annotations
 
 import functools
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from .contract.checks import Case, compare_cases, inspect_cases, other_axes
 from .contract.dataset import SegmentationData
 from .contract.faults import DataError, Fault
 from .contract.fingerprint import format_fingerprint
+from .contract.plan import make_plan
 from .simulation import phantom
 from .simulation.corrupt import corrupt as corrupt_data
 from .simulation.corrupt import join_pairs
@@ -92,6 +94,8 @@ def split(
     folds: int | None = None,
     output: str | None = None,
     datalist: str = "dataset.json",
+    *,
+    test_fraction: float | None = None,
 ) -> None:
     """Write a JSON in which some training groups (patients) form the validation section, or one for each fold.
 
@@ -104,11 +108,47 @@ def split(
         output: name of the JSON to write, in the same folder; never overwritten. Default dataset_split.json, with
             folds dataset_fold{fold}.json.
         datalist: name of the JSON to read.
+        test_fraction: share of the groups with clean labels to draw for a test section, where there is none.
     """
-    for path in splitting.split(str(dataset_dir), fraction, seed, folds, output, datalist):
+    for path in splitting.split(str(dataset_dir), fraction, seed, folds, output, datalist, test_fraction=test_fraction):
         data, _ = contract.read_data(path.parent, path.name)
         counts = f"{len(data.training)} training and {len(data.validation)} validation records"
+        counts += "" if test_fraction is None else f", {len(data.test)} to test on"
         print(f"{path}: {counts}. Use it with --datalist {path.name}")
+
+
+def plan(
+    dataset_dir: str,
+    bundle: str,
+    memory: float | None = None,
+    minutes: float | None = None,
+    output: str = "plan.yaml",
+    datalist: str = "dataset.json",
+    bundles: str = "bundles",
+) -> None:
+    """Write the settings of a bundle that fit a data set, the memory and the time, each with its reason.
+
+    Measures a few training steps, which takes some minutes.
+
+    Args:
+        dataset_dir: folder of the data set.
+        bundle: name of the bundle, such as alc.
+        memory: GB (1e9 bytes) that the training may take, on CUDA of the GPU; default: half of this machine's, or nine
+            tenths of the GPU's.
+        minutes: that the training may take; default: as long as the paper's steps take.
+        output: file to write, an overlay on train.yaml; never overwritten.
+        datalist: name of the JSON in the folder.
+        bundles: folder of the bundles.
+    """
+    made = make_plan(str(dataset_dir), bundle, memory, minutes, str(output), datalist, bundles)
+    print(made.path.read_text(encoding="utf-8"))
+    for note in made.notes:
+        print(f"Note: {note}.")
+    files = f"['{Path(bundles) / bundle / 'configs' / 'train.yaml'}','{made.path}']"
+    given = f"--dataset_dir {shlex.quote(str(dataset_dir))}" + (
+        f" --datalist {datalist}" * (datalist != "dataset.json")
+    )
+    print(f'Next: python -m monai.bundle run training --config_file "{files}" {given}')
 
 
 def make(output: str, kind: str = "noisy", seed: int = 0) -> None:
@@ -116,7 +156,7 @@ def make(output: str, kind: str = "noisy", seed: int = 0) -> None:
 
     Args:
         output: folder to make.
-        kind: dense, noisy, unlabelled, scribbles or raters.
+        kind: dense, noisy, unlabelled, scribbles, raters or boundary.
         seed: seed of everything random.
     """
     print(f"Phantom ({kind}) in {phantom.make_phantom(str(output), kind, seed)}")
@@ -198,6 +238,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; faults are printed in plain words and give exit status 1."""
     commands: dict[str, Callable[..., None]] = {
         "check": check,
+        "plan": plan,
         "split": split,
         "phantom": make,
         "corrupt": corrupt,

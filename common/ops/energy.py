@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from .threads import image_parts, map_blocks
+from .threads import image_parts, map_blocks, one_thread
 from .windows import Index, window_pairs
 
 
+@one_thread()
 def pairwise_window_energy(
     probabilities: torch.Tensor,
     image: torch.Tensor,
@@ -96,6 +97,7 @@ class _Energy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @one_thread()
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return grad * gradient, None, None, None, None

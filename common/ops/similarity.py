@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from .threads import image_parts, map_blocks
+from .threads import image_parts, map_blocks, one_thread
 from .windows import window_neighbours, window_offsets
 
 _CPU_BLOCK, _GPU_BLOCK = 2**19, 2**26  # scores held at a time; on a CPU they should stay in its cache
@@ -35,6 +35,7 @@ class _Window(NamedTuple):
         return pairs.flatten(-2)[..., self.opposite] * self.inside
 
 
+@one_thread()
 def attentive_similarity_loss(
     queries: torch.Tensor,
     keys: torch.Tensor,
@@ -137,6 +138,7 @@ class _AttentiveSimilarity(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @one_thread()
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return (*(grad * gradient for gradient in ctx.saved_tensors), None, None, None)
 

@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 
 class _Here(threading.local):
-    inside = False
+    allowed = 0  # threads that may be used inside; 0: not inside
 
 
 class _Process:
@@ -49,7 +49,8 @@ def one_thread() -> Iterator[int]:
     see nothing of it. Backward may run in another Python thread than forward: each enters by itself.
 
     Yields:
-        how many threads the caller may use in all, at least 1: PyTorch's number before; 1 where it is nested.
+        how many threads the caller may use in all, at least 1: PyTorch's number before; 1 in a block of
+            :func:`map_blocks`.
 
     Example:
         >>> before = torch.get_num_threads()
@@ -59,8 +60,8 @@ def one_thread() -> Iterator[int]:
         >>> torch.get_num_threads() == before
         True
     """
-    if _here.inside:
-        yield 1
+    if _here.allowed:
+        yield _here.allowed
         return
     with _Process.lock:
         if not _Process.inside:
@@ -68,13 +69,13 @@ def one_thread() -> Iterator[int]:
         # a thread that is new meanwhile reads 1: what counts is what held before the first came in
         before = _Process.before
         _Process.inside += 1
-    _here.inside = True
+    _here.allowed = before
     try:
         if before > 1:
             torch.set_num_threads(1)
         yield before
     finally:
-        _here.inside = False
+        _here.allowed = 0
         with _Process.lock:
             _Process.inside -= 1
             if before > 1:
@@ -129,5 +130,5 @@ def image_parts(images: torch.Tensor) -> list[slice]:
 
 def _stay_on_one_thread() -> None:
     """A worker begins inside :func:`one_thread` and ends there."""
-    _here.inside = True
+    _here.allowed = 1
     torch.set_num_threads(1)

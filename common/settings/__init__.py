@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from .check import CheckedSettings, SettingsError
 from .setting import Setting, switch
-from .table import COMMON, VOLUMES, SettingsTable
+from .table import AUDIT, COMMON, VOLUMES, SettingsTable
 
-__all__ = ["COMMON", "VOLUMES", "CheckedSettings", "Setting", "SettingsError", "SettingsTable", "switch"]
+__all__ = ["AUDIT", "COMMON", "VOLUMES", "CheckedSettings", "Setting", "SettingsError", "SettingsTable", "switch"]

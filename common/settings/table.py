@@ -44,6 +44,12 @@ VOLUMES = (
     Setting("overlap", "number", "of windows along each axis", least=0, below=1, items=3, single=True),
 )
 
+AUDIT = (
+    Setting("quality", "word", "labels to audit", choices=("noisy", "clean", "all")),
+    Setting("confidence", "number", "least probability that overrules a label", least=0, most=1),
+    Setting("shown", "whole number", "cases on the page of the audit", least=1),
+)
+
 
 class SettingsTable:
     """All settings of a bundle.

@@ -24,12 +24,24 @@ BUNDLES = sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/m
 ONE_BUNDLE_ALWAYS = [pytest.param(name, marks=[pytest.mark.slow] if name != BUNDLES[0] else []) for name in BUNDLES]
 CASES = {"training": 6, "validation": 1, "test": 1}
 SHAPE = (24, 24, 16)  # voxels
+STAGES = {"filters": [4, 8, 8], "strides": [1, 2, 2], "kernels": [3, 3, 3]}
 SMALL_NETWORKS: dict[str, dict[str, Any]] = {
     "common.networks.VNet": {"network_def#base_filters": 4},
     # it halves the patch five times
     "monai.networks.nets.SwinUNETR": {"network_def#feature_size": 12, "patch_size": [32, 32, 32]},
+    "monai.networks.nets.SegResNet": {"network_def#init_filters": 8},
+    "monai.networks.nets.DynUNet": STAGES,
+    "monai.networks.nets.AttentionUnet": STAGES,
+    "scripts.baselines.UNetPlusPlus": {"network_def#features": [4, 4, 4, 4, 4, 4]},
+    "scripts.network.UMamba": STAGES,
+    "scripts.network.AffinityUMamba": STAGES | {"mamba_levels": [0, 1]},
     "scripts.network.AttentiveUNet": {"network_def#filters": 2},
     "scripts.network.MultiCURENet": {"network_def#base_filters": 4},
+    "scripts.network.ProbabilisticUNet": {
+        "network_def#backbone": "resnet10",
+        "network_def#decoder_channels": [16, 8, 8, 8, 8],
+        "network_def#prior_channels": [4, 8],
+    },
 }
 
 
@@ -83,7 +95,10 @@ class Bundle:
             "val_interval": 1,
             "num_workers": 0,
         }
-        values |= {key: [16] * len(config[key]) for key in ("patch_size", "slice_size") if key in config}
+        if "spacing" in config:  # a data set's own would leave the phantom too few slices
+            values["spacing"] = self.train["spacing"]
+        side = 32 if "unet_plus_plus" in names else 16  # its instance normalisation takes no single voxel
+        values |= {key: [side] * len(config[key]) for key in ("patch_size", "slice_size") if key in config}
         return {key: value for key, value in values.items() if key in config} | overrides
 
     def run(self, run_id: str, *names: str, **overrides: Any) -> None:

@@ -120,6 +120,21 @@ def test_split_keeps_groups_whole_and_validates_on_clean_labels(
     assert "24 training and 6 validation" in capsys.readouterr().out
 
 
+def test_split_draws_a_test_section_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """4:1:1, and the validation section is the one that is drawn without it."""
+    write_groups(tmp_path, dict.fromkeys("abcdefghijklmn", 2), noisy=("a", "b"))
+    shares = ["--fraction", "0.1667", "--seed", "1"]
+    main(["split", str(tmp_path), *shares, "--output", "two.json"])
+    main(["split", str(tmp_path), *shares, "--test_fraction", "0.1667"])
+    assert "20 training and 4 validation records, 4 to test on" in capsys.readouterr().out
+    content = json.loads((tmp_path / "dataset_split.json").read_text())
+    groups = {name: {record["group"] for record in content[name]} for name in ("training", "validation", "test")}
+    assert [len(found) for found in groups.values()] == [10, 2, 2]
+    assert len(set.union(*groups.values())) == 14 and {"a", "b"} <= groups["training"]
+    assert content["validation"] == json.loads((tmp_path / "two.json").read_text())["validation"]
+    assert content["split"] == {"seed": 1, "fraction": 0.1667, "test_fraction": 0.1667, "source": "dataset.json"}
+
+
 def test_split_is_seeded(tmp_path: Path) -> None:
     write_groups(tmp_path, dict.fromkeys("abcdefghijklmnop", 1))
     drawn = []
@@ -180,6 +195,13 @@ def test_split_refuses(tmp_path: Path, phantom: Path, capsys: pytest.CaptureFixt
     assert "is there already" in fails(capsys, "split", str(tmp_path))
     assert "number above 0 and below 1" in fails(capsys, "split", str(tmp_path), "--fraction", "1.5")
     assert "does not go with --folds" in fails(capsys, "split", str(tmp_path), "--folds", "2", "--fraction", "0.5")
+    tested = ("split", str(tmp_path), "--test_fraction")
+    assert "--test_fraction: does not go with --folds" in fails(capsys, *tested, "0.5", "--folds", "2")
+    assert "sum is below 1" in fails(capsys, *tested, "0.9")
+    assert "--test_fraction: is 2" in fails(capsys, *tested, "2")
+    assert "2 group(s) have clean labels throughout, 3 are needed" in fails(
+        capsys, *tested, "0.2", "--output", "t.json"
+    )
     assert "whole number of 2 or more" in fails(capsys, "split", str(tmp_path), "--folds", "1")
     assert "no place for the number" in fails(capsys, "split", str(tmp_path), "--folds", "2", "--output", "a.json")
     assert "2 group(s) have clean labels throughout, 3 are needed" in fails(
@@ -187,6 +209,7 @@ def test_split_refuses(tmp_path: Path, phantom: Path, capsys: pytest.CaptureFixt
     )
     assert "paths in it are relative" in fails(capsys, "split", str(tmp_path), "--output", "/elsewhere/a.json")
     assert "has a `validation` section already" in fails(capsys, "split", str(phantom))
+    assert "has a `test` section already" in fails(capsys, "split", str(phantom), "--test_fraction", "0.2")
     write_groups(tmp_path, {"a": 2, "b": 1}, noisy=("b",))
     assert "1 group(s) have clean labels" in fails(capsys, "split", str(tmp_path), "--output", "other.json")
 

@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from common.ops.energy import pairwise_window_energy
+from common.ops.similarity import attentive_similarity_loss
 from common.ops.threads import map_blocks, one_thread
 
 
@@ -29,7 +33,7 @@ def test_one_thread_inside_and_the_old_number_after() -> None:
     with one_thread() as threads:
         assert (torch.get_num_threads(), threads) == (1, 6)
         with one_thread() as nested:
-            assert nested == 1
+            assert nested == 6
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 6
 
@@ -85,3 +89,35 @@ def test_blocks_write_to_tensors_of_inference_mode(blocks: int) -> None:
         table = torch.zeros(blocks)
         map_blocks(lambda block: table[block].fill_(block), range(blocks))
         assert table.tolist() == list(range(blocks))
+
+
+def test_a_block_has_no_threads_to_divide() -> None:
+    def work(_: int) -> int:
+        with one_thread() as threads:
+            return threads
+
+    assert map_blocks(work, range(4)) == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("operator", ["energy", "similarity"])
+def test_streaming_operators_run_on_one_thread_forward_and_backward(operator: str) -> None:
+    seen: set[int] = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.add(torch.get_num_threads())
+            return func(*args, **(kwargs or {}))
+
+    p = torch.full((1, 2, 3, 3), 0.5, requires_grad=True)
+    q, weight, bias, image = torch.rand(1, 1, 9, 2), torch.ones(1), torch.zeros(1), torch.zeros(1, 1, 3, 3)
+    with Watch():
+        if operator == "energy":
+            loss = pairwise_window_energy(p, image)
+        else:
+            loss = attentive_similarity_loss(q, q, weight, bias, p)
+    assert seen == {1}
+    seen.clear()
+    with Watch():
+        loss.backward()
+    assert 1 in seen  # the rest is autograd's own
+    assert torch.get_num_threads() == 6

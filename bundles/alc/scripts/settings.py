@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from common.errors import Fault
-from common.settings import COMMON, VOLUMES, CheckedSettings, Setting, SettingsTable
+from common.settings import AUDIT, COMMON, VOLUMES, CheckedSettings, Setting, SettingsTable
 from common.settings.table import batch_not_empty
 
 
@@ -34,11 +34,6 @@ METHOD = (
     Setting("ema_decay", "number", "of the teacher's moving average", least=0, below=1),
     Setting("input_noise", "number", "standard deviation on the teacher's input", "of the normalised image", least=0),
     Setting("refine", "switch", "weigh the passes as in Eq. 6; else one pass gives the pseudo-label"),
-)
-AUDIT = (
-    Setting("quality", "word", "labels to audit", choices=("noisy", "clean", "all")),
-    Setting("confidence", "number", "least probability that overrules a label", least=0, most=1),
-    Setting("shown", "whole number", "cases on the page of the audit", least=1),
 )
 SETTINGS = SettingsTable(
     COMMON,

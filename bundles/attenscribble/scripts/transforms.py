@@ -1,4 +1,4 @@
-"""Scribbles as the method sees them, and slices of volumes.
+"""Scribbles as the method sees them.
 
 In a batch a scribble is a map of codes: 0 outside the image (what a rotation or padding brings in), 1 unlabelled,
 2 + class labelled. So every transform's padding with zeros says the truth.
@@ -11,9 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.config import KeysCollection
-from monai.data import MetaTensor
-from monai.transforms import LoadImage, MapTransform, RandomizableTransform, Transform
+from monai.transforms import LoadImage, Transform
 
 from common.data.contract.records import SCRIBBLE_UNLABELLED
 
@@ -66,36 +64,6 @@ class LoadScribbled(Transform):
                 f"{unlabelled} for unlabelled. Correct the file, num_classes or scribble_unlabelled_value."
             )
         return {**data, self.name: codes.to(torch.uint8)}
-
-
-class RandSliced(RandomizableTransform, MapTransform):
-    """Take one slice of a volume, drawn evenly from those with a scribble, or from all when no slice has one.
-
-    Args:
-        keys: volumes (channels, H, W, D), which become slices (channels, ., .).
-        axis: spatial axis of the file across which the slices lie, 0 to 2.
-        scribble: item with the codes.
-    """
-
-    def __init__(self, keys: KeysCollection, axis: int = 2, scribble: str = "scribble") -> None:
-        MapTransform.__init__(self, keys)
-        RandomizableTransform.__init__(self, 1.0)
-        if axis not in (0, 1, 2):
-            raise ValueError(f"slice_axis must be 0, 1 or 2, got {axis}.")
-        self.axis, self.scribble = axis, scribble
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Draw a slice and take it from every volume."""
-        d = dict(data)
-        others = tuple(axis for axis in range(4) if axis != self.axis + 1)
-        labelled = torch.as_tensor(d[self.scribble] >= FIRST_CLASS).amax(others).nonzero()[:, 0].tolist()
-        choices = labelled or range(d[self.scribble].shape[self.axis + 1])
-        place = int(choices[self.R.randint(len(choices))])
-        for key in self.key_iterator(d):
-            volume = d[key]
-            plane = torch.as_tensor(volume).select(self.axis + 1, place).clone()
-            d[key] = MetaTensor(plane, meta={"filename_or_obj": volume.meta.get("filename_or_obj", "")})
-        return d
 
 
 class LabelledOnlyd(Transform):

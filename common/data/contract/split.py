@@ -1,7 +1,8 @@
-"""Takes a validation section out of the training section without cutting through a patient."""
+"""Takes a validation section, and a test section if asked for, out of the training section; no patient is cut."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,12 @@ def split(
     folds: int | None = None,
     output: str | None = None,
     datalist: str = "dataset.json",
+    *,
+    test_fraction: float | None = None,
 ) -> list[Path]:
     """Write a JSON beside ``datalist`` in which some training groups form the ``validation`` section.
+
+    With ``test_fraction`` others form the ``test`` section.
 
     With ``folds`` as many are written, for cross-validation: each group validates in one of them. The folds are drawn,
     or, where training records have ``fold`` (0, 1, ...), taken from there.
@@ -38,28 +43,27 @@ def split(
         output: name of the JSON to write, in the same folder as its paths are relative to it. With folds it has
             ``{fold}`` where the number goes. Default ``dataset_split.json`` or ``dataset_fold{fold}.json``.
         datalist: name of the JSON to read.
+        test_fraction: share of these groups to draw for a ``test`` section, of data that have none; excludes ``folds``.
 
     Returns:
         paths of the JSONs written.
 
     Raises:
-        DataError: the JSON has faults or a validation section, too few groups are clean, a fold is empty or cuts
+        DataError: the JSON has faults or such a section already, too few groups are clean, a fold is empty or cuts
             through a group, or a file to write exists.
     """
     root = Path(dataset_dir)
     targets = _targets(root, output, folds)
-    if folds is not None and fraction is not None:
-        raise DataError([Fault("--fraction", "does not go with --folds", "give one of them")])
-    fraction = 0.2 if fraction is None else fraction
+    fractions = _fractions(fraction, test_fraction, folds)
     check_seed(seed)
-    if not isinstance(fraction, float) or not 0 < fraction < 1:
-        raise DataError([Fault("--fraction", f"is {fraction!r}", "use a number above 0 and below 1, such as 0.2")])
     content = load_json(root, datalist)
     data, faults = read_data(root, datalist)
     if not data.training and not faults:
         faults.append(Fault(datalist, "has no `training` section to draw from", "add one"))
     if data.validation:
         faults.append(Fault(datalist, "has a `validation` section already", "use it as it is, nothing is to be split"))
+    if data.test and test_fraction is not None:
+        faults.append(Fault(datalist, "has a `test` section already", "leave --test_fraction out"))
     for target in targets:
         if target.exists():
             faults.append(Fault(str(target), "is there already", "remove it, or choose another name with --output"))
@@ -67,17 +71,25 @@ def split(
         raise DataError(faults, str(root / datalist))
     records = content["training"]
     eligible = _eligible(data.training)
+    testing: set[str] = set()
     if folds is None:
-        validating = [_draw(eligible, fraction, seed)]
+        drawn = _draw(eligible, fractions, seed)
+        validating, testing = [drawn[0]], set().union(*drawn[1:])
     else:
         listed = any("fold" in record for record in records)
         groups = [record["group"] for record in data.training]
         validating = _listed(records, groups, eligible, folds) if listed else _draw_folds(eligible, folds, seed)
-    for fold, (target, drawn) in enumerate(zip(targets, validating, strict=True)):
-        keep = [record["group"] not in drawn for record in data.training]
-        content["training"] = [record for record, stays in zip(records, keep, strict=True) if stays]
-        content["validation"] = [record for record, stays in zip(records, keep, strict=True) if not stays]
-        how = {"fraction": fraction} if folds is None else {"folds": folds, "fold": fold}
+    for fold, (target, drawn_for_it) in enumerate(zip(targets, validating, strict=True)):
+        sections: dict[str, list[Any]] = {"training": [], "validation": [], "test": []}
+        for record, group in zip(records, (record["group"] for record in data.training), strict=True):
+            place = "test" if group in testing else "validation" if group in drawn_for_it else "training"
+            sections[place].append(record)
+        content |= {name: found for name, found in sections.items() if found or name != "test"}
+        how = (
+            dict(zip(("fraction", "test_fraction"), fractions, strict=False))
+            if folds is None
+            else {"folds": folds, "fold": fold}
+        )
         content["split"] = {"seed": seed, **how, "source": datalist}
         with atomic_path(target) as temporary:
             write_json(content, temporary)
@@ -114,10 +126,33 @@ def _is_clean(record: dict[str, Any]) -> bool:
     return is_kind(record, "clean") or (is_kind(record, "raters") and not is_kind(record, "noisy"))
 
 
-def _draw(groups: list[str], fraction: float, seed: int) -> set[str]:
-    _require(groups, 2, "one to draw and one to keep")
-    count = min(max(1, round(fraction * len(groups))), len(groups) - 1)
-    return set(_shuffled(groups, seed)[:count])
+def _fractions(fraction: float | None, test_fraction: float | None, folds: int | None) -> list[float]:
+    """Shares for validation and, if asked for, for testing."""
+    if folds is not None and (fraction, test_fraction) != (None, None):
+        name = "--test_fraction" if fraction is None else "--fraction"
+        raise DataError([Fault(name, "does not go with --folds", "give one of them")])
+    given = {"--fraction": 0.2 if fraction is None else fraction}
+    given |= {} if test_fraction is None else {"--test_fraction": test_fraction}
+    for name, share in given.items():
+        if not isinstance(share, float) or not 0 < share < 1:
+            raise DataError([Fault(name, f"is {share!r}", "use a number above 0 and below 1, such as 0.2")])
+    if sum(given.values()) >= 1:
+        what = f"leaves nothing to train on beside --fraction {given['--fraction']}"
+        raise DataError([Fault(f"--test_fraction {test_fraction}", what, "give shares whose sum is below 1")])
+    return list(given.values())
+
+
+def _draw(groups: list[str], fractions: Sequence[float], seed: int) -> list[set[str]]:
+    """Groups for each share, none in two; at least one for each, and one stays."""
+    least = len(fractions) + 1
+    _require(groups, least, "one to draw and one to keep" if least == 2 else "one for each section")
+    shuffled, drawn = _shuffled(groups, seed), list[set[str]]()
+    for number, fraction in enumerate(fractions, start=1):
+        most = len(shuffled) - (least - number)
+        count = min(max(1, round(fraction * len(groups))), most)
+        drawn.append(set(shuffled[:count]))
+        del shuffled[:count]
+    return drawn
 
 
 def _draw_folds(groups: list[str], folds: int, seed: int) -> list[set[str]]:

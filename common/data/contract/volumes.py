@@ -149,7 +149,7 @@ def check_resampled(header: Header, spacing: Sequence[float], report: Report) ->
         f"has {_times(header.shape)} voxels of {_numbers(np.array(header.spacing))} mm; resampled to a spacing of "
         f"{_numbers(target)} mm it has {_numbers(resampled)}"
     )
-    needed, memory = float(4 * header.channels * resampled.prod()), _physical_memory()
+    needed, memory = float(4 * header.channels * resampled.prod()), physical_memory()
     if np.any((resampled < FEWEST_VOXELS) & (size >= FEWEST_VOXELS)):
         report(words, "correct pixdim in the file's header, or give a finer --spacing")
     elif memory is not None and needed > memory:
@@ -157,7 +157,7 @@ def check_resampled(header: Header, spacing: Sequence[float], report: Report) ->
         report(what, "correct pixdim in the file's header, or give a coarser --spacing")
 
 
-def _physical_memory() -> int | None:
+def physical_memory() -> int | None:
     """Bytes; None where the system does not tell."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

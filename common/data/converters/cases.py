@@ -24,7 +24,7 @@ _HELD_BACK = re.compile(r"(?<![a-z])(?:test|valid)", re.IGNORECASE)
 
 
 def find_parts(folder: Path, pattern: str, expected: str) -> dict[str, Parts]:
-    """Files of each case, in the order of their paths; hidden files (such as ``._name`` of macOS) are passed over.
+    """Files of each case, in the order of their paths. Names must begin as given: macOS's ``._name`` is none.
 
     Args:
         folder: searched at any depth.
@@ -42,7 +42,7 @@ def find_parts(folder: Path, pattern: str, expected: str) -> dict[str, Parts]:
     wanted = re.compile(rf"(?:^|/){pattern}$", re.IGNORECASE)
     for path in sorted(folder.rglob("*")):
         match = wanted.search(path.relative_to(folder).as_posix())
-        if match is None or path.name.startswith(".") or not path.is_file():
+        if match is None or not path.is_file():
             continue
         split = match.groupdict().get("split")
         case = f"{split.lower()}_{match['case']}" if split else match["case"]

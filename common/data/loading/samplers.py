@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from monai.data import DataLoader
+from monai.data.utils import list_data_collate
 from torch import distributed
 from torch.utils.data import Sampler
 
@@ -99,10 +100,17 @@ class StreamLoader(DataLoader):
         batches: batches an epoch, for each rank.
         seed: of the order.
         num_workers: processes that load.
+        collate_fn: from cases to a batch; default: MONAI's.
     """
 
     def __init__(
-        self, dataset: Any, streams: Mapping[str, int], batches: int, seed: int = 0, num_workers: int = 0
+        self,
+        dataset: Any,
+        streams: Mapping[str, int],
+        batches: int,
+        seed: int = 0,
+        num_workers: int = 0,
+        collate_fn: Callable[[Sequence[Any]], Any] = list_data_collate,
     ) -> None:
         sampler = StreamBatchSampler(dataset.data, streams, batches, seed)
-        super().__init__(dataset, batch_sampler=sampler, num_workers=num_workers)
+        super().__init__(dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=collate_fn)

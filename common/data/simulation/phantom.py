@@ -19,10 +19,18 @@ from ..contract.faults import DataError, Fault
 from ..contract.records import SCRIBBLE_UNLABELLED
 from .noise import apply_noise, sample_noise, settle_noise
 from .phantom_labels import apply_scribble, sample_scribble
-from .raters import STYLES, ambiguity, apply_raters, sample_border, sample_raters, true_probability
+from .raters import (
+    STYLES,
+    ambiguity,
+    apply_raters,
+    sample_border,
+    sample_boundary,
+    sample_raters,
+    true_probability,
+)
 
 VERSION = 5
-KINDS = ("dense", "noisy", "unlabelled", "scribbles", "raters")
+KINDS = ("dense", "noisy", "unlabelled", "scribbles", "raters", "boundary")
 LABELS = {"0": "background", "1": "body", "2": "lobe", "3": "cap"}
 SPACING = (1.0, 1.0, 1.5)  # mm
 RATERS = (3, 5)  # smallest and largest number a case
@@ -31,6 +39,7 @@ FAINT = 3  # the structure that raters may leave out
 _CASES = {"training": 20, "validation": 4, "test": 4}
 # of borders in voxels; average share of the faint structures left out, and of structures added
 _RATER_SETTINGS: dict[str, Any] = {"shift": 2.5, "missed": 0.4, "added": 0.1}
+_BOUNDARY_SHIFT = 6.0  # voxels, largest shift of a border in the kind boundary
 _BLUR = 2.5  # voxels, where a border is most ambiguous
 _FULLY_LABELLED = 4  # training cases with a trusted label in the kinds noisy, unlabelled and raters
 _BACKGROUND = 0.25
@@ -67,6 +76,8 @@ def make_phantom(
     unlabelled 4 labelled training cases, the others without any label
     scribbles  every training case has scribbles only
     raters     4 training cases with the masks of 3 to 5 raters of 5, the others without any label
+    boundary   every training label has borders shifted in and out by a smooth random field of up to 6 voxels, more
+               in some parts than in others (``label_quality: noisy``, ``reference``)
     ========== =============================================================================================
 
     Validation and test always have true labels; for ``raters`` the masks of all 5 raters, too, and ``probability``: how
@@ -74,7 +85,7 @@ def make_phantom(
 
     Args:
         directory: folder to make. One that holds a phantom is left alone if it is the same and replaced if it is not.
-        kind: one of ``dense``, ``noisy``, ``unlabelled``, ``scribbles``, ``raters``.
+        kind: one of ``dense``, ``noisy``, ``unlabelled``, ``scribbles``, ``raters``, ``boundary``.
         seed: seed of everything random.
         cases: number of cases by section; default 20 ``training``, 4 ``validation``, 4 ``test``.
         shape: voxels; the anatomy fills the same share of any shape.
@@ -196,12 +207,18 @@ class _LabelWriter:
         if kind == "noisy":
             low, high = self.recipe["noise_radius"]
             self.parameters = settle_noise(self.label, sample_noise(self.rng, (low, high), _structures()))
-            return {
-                "label": self._write("labels", apply_noise(self.label, self.parameters)),
-                "label_quality": "noisy",
-                "reference": self._write("references", self.label),
-            }
+            return self._unreliable(apply_noise(self.label, self.parameters))
+        if kind == "boundary":
+            self.parameters = [sample_boundary(self.rng, _BOUNDARY_SHIFT)]
+            return self._unreliable(*apply_raters(self.label, self.parameters))
         return {}
+
+    def _unreliable(self, label: np.ndarray) -> dict[str, Any]:
+        return {
+            "label": self._write("labels", label),
+            "label_quality": "noisy",
+            "reference": self._write("references", self.label),
+        }
 
     def held_out(self) -> dict[str, Any]:
         record: dict[str, Any] = {"label": self._write("labels", self.label)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ class LabelAudit:
         device: where to run.
         confidence: least probability that overrules a label in the proposal, in [0, 1].
         shown: cases on the page.
+        suspect: from the inferer's maps (K, *S), the classes' probabilities first, and the label (*S) to the suspicion
+            of each voxel, in [0, 1].
 
     Raises:
         DataError: when no record has such a label.
@@ -67,6 +69,7 @@ class LabelAudit:
         device: str | torch.device = "cpu",
         confidence: float = 0.5,
         shown: int = 6,
+        suspect: Callable[[np.ndarray, np.ndarray], np.ndarray] = suspicion,
     ) -> None:
         if quality not in QUALITIES:
             raise ValueError(f"quality: {quality!r} is unknown. Choose {', '.join(QUALITIES)}.")
@@ -78,10 +81,12 @@ class LabelAudit:
         self.preprocessing, self.inferer = preprocessing, inferer
         self.postprocessing = Invertd("pred", transform=preprocessing, orig_keys="image", nearest_interp=False)
         self.structures = {int(value): name for value, name in structures.items() if int(value) != 0}
+        self.classes = max(map(int, structures)) + 1
         self.folder = Path(output_dir)
         self.device = torch.device(device)
         self.confidence = confidence
         self.shown = shown
+        self.suspect = suspect
         self.rows: list[dict[str, Any]] = []
         self.measured: list[dict[str, Any]] = []
 
@@ -117,18 +122,18 @@ class LabelAudit:
         )
 
     @torch.no_grad()
-    def _probabilities(self, item: dict[str, Any]) -> np.ndarray:
-        """(C, *S) in the label's space."""
+    def _maps(self, item: dict[str, Any]) -> np.ndarray:
+        """(K, *S) in the label's space, K at least the classes."""
         image = item["image"][None].to(self.device)
         with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
-            probabilities = self.inferer(image, self.network).float().cpu()
+            maps = self.inferer(image, self.network).float().cpu()
         batch = decollate_batch(list_data_collate([{"image": item["image"]}]))[0]
-        return self.postprocessing({**batch, "pred": probabilities[0]})["pred"].cpu().numpy()
+        return self.postprocessing({**batch, "pred": maps[0]})["pred"].cpu().numpy()
 
     def _audit(self, case: str, item: dict[str, Any], reference: str | None) -> float:
-        probabilities = self._probabilities(item)
-        label = item["label"][0].cpu().numpy().astype(np.uint8)
-        suspect = suspicion(probabilities, label)
+        maps = self._maps(item)
+        label, probabilities = item["label"][0].cpu().numpy().astype(np.uint8), maps[: self.classes]
+        suspect = self.suspect(maps, label)
         proposed = propose_label(probabilities, label, self.confidence)
         self._save(item, suspect, proposed)
         parts = {value: disagreement(probabilities, label, value) for value in self.structures}

@@ -22,6 +22,7 @@ NEEDS = {
     "unlabelled": ["clean", "unlabelled"],
     "scribbles": ["scribble"],
     "raters": ["raters", "unlabelled"],
+    "boundary": ["noisy", "reference"],
 }
 
 
@@ -43,7 +44,7 @@ def test_every_kind_is_sound_and_meets_its_needs(tmp_path: Path, kind: str) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == [kind]  # no temporary folder is left
 
 
-@pytest.mark.parametrize("kind", ["noisy", "scribbles", "raters"])
+@pytest.mark.parametrize("kind", ["noisy", "scribbles", "raters", "boundary"])
 def test_same_seed_gives_the_same_voxels(tmp_path: Path, kind: str) -> None:
     first, second, other = (
         arrays(make_phantom(tmp_path / name, kind, seed=seed, **SMALL)) for name, seed in (("a", 3), ("b", 3), ("c", 4))
@@ -84,6 +85,26 @@ def test_noisy_labels_are_off_and_their_recipe_is_written(tmp_path: Path) -> Non
         assert overlap / (np.count_nonzero(label) + np.count_nonzero(truth)) < 0.95
     corruption = json.loads((root / "dataset.json").read_text())["corruption"]
     assert corruption["parameters"].keys() == {record["group"] for record in noisy}
+
+
+def test_boundary_labels_are_off_near_borders_alone(tmp_path: Path) -> None:
+    root = make_phantom(tmp_path / "boundary", "boundary", cases=SMALL["cases"], shape=(32, 32, 24))
+    data = open_data(root)
+    assert [record["label_quality"] for record in data.training] == ["noisy"] * 6
+    inwards, outwards = 0, 0
+    for record in data.training:
+        label, truth = load(record["label"]), load(record["reference"])
+        off = label != truth
+        assert 0.005 < off.mean() < 0.1
+        edge = ndimage.grey_dilation(truth, size=3) != ndimage.grey_erosion(truth, size=3)
+        assert ndimage.distance_transform_edt(~edge)[off].max() <= 6.0
+        inwards += np.count_nonzero(off & (label == 0))
+        outwards += np.count_nonzero(off & (truth == 0))
+    assert min(inwards, outwards) > 0.1 * max(inwards, outwards), "borders shift both ways"
+    assert {record["label_quality"] for record in data.validation + data.test} == {"clean"}
+    assert all("reference" not in record for record in data.validation + data.test)
+    corruption = json.loads((root / "dataset.json").read_text())["corruption"]
+    assert corruption["kind"] == "boundary" and len(corruption["parameters"]) == 6
 
 
 def test_a_present_phantom_is_left_alone_and_another_recipe_replaces_it(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""AmbiSSL: network, losses and method."""

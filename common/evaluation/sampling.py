@@ -1,0 +1,248 @@
+"""Several answers of one network for an image: drawing them, maps of them, and their metrics.
+
+For any network with ``samples(image, latent)``: image (B, channels, *S) and latent (B, n, D) in standard-normal units
+to logits (B, n, C, *S), and with ``latent_size``, D.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from ignite.metrics import Average
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.engines import SupervisedEvaluator
+from monai.handlers import StatsHandler
+from monai.inferers import Inferer
+from monai.transforms import Compose, Invertd, MapTransform, Transform
+
+from ..data.contract.names import case_name
+from ..data.loading.transforms import SaveNiftid, SegmentationAndUncertaintyd
+from .samples import set_measures, set_rows, write_set_rows
+
+
+class SampleInferer(Inferer):
+    """Draw n answers for an image, each from one latent code in all of its windows and slices.
+
+    One latent code is one rater: drawn anew for each window, an answer would change its mind at every seam. The codes
+    follow from the seed alone, so an image's answers are the same whatever is inferred beside it and in whatever
+    windows, and number j stands for the same rater in every image.
+
+    Args:
+        inferer: cuts the image into what the network takes.
+        samples: n.
+        seed: of the latent codes.
+        temperature: factor on the latent codes: below 1 answers keep closer to the prior's mean.
+
+    Raises:
+        ValueError: when an argument is outside its range.
+    """
+
+    def __init__(self, inferer: Inferer, samples: int = 16, seed: int = 0, temperature: float = 1.0) -> None:
+        super().__init__()
+        if samples < 1 or temperature < 0.0:
+            raise ValueError(f"samples must be at least 1 and temperature at least 0, got {samples} and {temperature}.")
+        self.inferer, self.samples, self.seed, self.temperature = inferer, samples, seed, temperature
+
+    def latent(self, size: int) -> torch.Tensor:
+        """The latent codes (n, size), in standard-normal units."""
+        generator = torch.Generator().manual_seed(self.seed)
+        # one after the other, so that more samples begin with the same ones
+        codes = [torch.randn(size, generator=generator) for _ in range(self.samples)]
+        return self.temperature * torch.stack(codes)
+
+    def __call__(self, inputs: torch.Tensor, network: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Probabilities (B, n * C, *S): the classes of the first answer, then of the second, ..."""
+        codes = self.latent(network.latent_size).to(inputs.device)
+
+        def answers(window: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = network.samples(window, codes.expand(len(window), *codes.shape))
+            # windows that overlap average probabilities, see inferers.py
+            return logits.float().softmax(2).flatten(1, 2)
+
+        result: torch.Tensor = self.inferer(inputs, answers)
+        return result
+
+
+class SplitSamplesd(MapTransform):
+    """Probabilities (n * C, *S) of n answers to ``samples``, their mean and where they disagree.
+
+    The item becomes the mean probability (C, *S). ``samples`` (n, *S) are the answers' class numbers,
+    ``sample_probabilities`` is (n, C, *S), ``disagreement`` (1, *S) the share of pairs of answers that differ in their
+    class, in [0, 1].
+
+    Args:
+        keys: the item.
+        num_classes: C, background included.
+    """
+
+    def __init__(self, keys: KeysCollection, num_classes: int) -> None:
+        super().__init__(keys)
+        self.num_classes = num_classes
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Split the item."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            meta = d[key].meta
+            answers = torch.as_tensor(d[key]).unflatten(0, (-1, self.num_classes))
+            classes = answers.argmax(1)
+            d["sample_probabilities"] = answers
+            d["samples"] = MetaTensor(classes.to(torch.uint8), meta=meta)
+            d["disagreement"] = MetaTensor(_pairs_that_differ(classes, self.num_classes), meta=meta)
+            d[key] = MetaTensor(answers.mean(0), meta=meta)
+        return d
+
+
+def _pairs_that_differ(classes: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Share of pairs of different answers with different classes, (1, *S) from (n, *S)."""
+    number = len(classes)
+    if number == 1:
+        return torch.zeros(classes.shape, dtype=torch.float32)
+    same = torch.zeros(classes.shape[1:], dtype=torch.float32)
+    for value in range(num_classes):
+        votes = (classes == value).sum(0).float()
+        same += votes * (votes - 1.0)
+    return (1.0 - same / (number * (number - 1)))[None]
+
+
+def sample_postprocessing(
+    preprocessing: Compose, output_dir: str | os.PathLike[str], num_classes: int, measured: bool = True
+) -> Compose:
+    """From n answers to maps in the image's own space and their files.
+
+    Written for each case: ``pred`` (consensus: the class of largest mean probability), ``probability`` (C channels, the
+    mean), ``uncertainty`` (its entropy divided by log C), ``samples`` (n channels of class numbers), ``disagreement``;
+    and, if measured, ``image``, ``label`` and ``raters`` (R channels), for the report.
+
+    Args:
+        preprocessing: the transforms of ``image`` to invert.
+        output_dir: folder to write to.
+        num_classes: C, background included.
+        measured: there are ``shown``, ``label`` and ``raters`` in the label's space.
+    """
+    folder = str(output_dir)
+    steps = [
+        Invertd("pred", transform=preprocessing, orig_keys="image", nearest_interp=False),
+        SplitSamplesd("pred", num_classes),
+        SegmentationAndUncertaintyd("pred"),
+        SaveNiftid("pred", folder, "pred", dtype="uint8"),
+        SaveNiftid("probabilities", folder, "probability"),
+        SaveNiftid("uncertainty", folder, "uncertainty"),
+        SaveNiftid("samples", folder, "samples", dtype="uint8"),
+        SaveNiftid("disagreement", folder, "disagreement"),
+    ]
+    if measured:
+        steps += [
+            SaveNiftid("shown", folder, "image"),
+            SaveNiftid("label", folder, "label", dtype="uint8", like="shown"),
+            SaveNiftid("raters", folder, "raters", dtype="uint8", like="shown"),
+        ]
+    return Compose(steps)
+
+
+class SetMetrics:
+    """Measure the set of answers of every case against its raters; writes ``samples.csv``.
+
+    Args:
+        output_dir: folder to write to.
+        structures: names by label value, background left out or in.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike[str], structures: Mapping[int, str]) -> None:
+        self.folder = Path(output_dir)
+        self.names = [name for value, name in sorted(structures.items()) if int(value) != 0]
+        self.rows: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Attach to an evaluator."""
+        engine.add_event_handler(Events.STARTED, self.rows.clear)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._case)
+        engine.add_event_handler(Events.COMPLETED, self._completed)
+
+    def _case(self, engine: Engine) -> None:
+        for batch, output in zip(engine.state.batch, engine.state.output, strict=True):
+            name = case_name(output["pred"].meta["filename_or_obj"])
+            samples, raters = _arrays(output, batch)
+            self.rows += set_rows(name, samples, raters, self.names)
+
+    def _completed(self) -> None:
+        write_set_rows(self.folder / "samples.csv", self.rows)
+        print(set_summary(self.rows))
+
+
+def set_summary(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Means over cases and structures, with n: one line a measure."""
+    counts = sorted({row["samples"] for row in rows})
+    lines = [f"{'samples against raters':<24}n = {', '.join(map(str, counts))}"]
+    for name in ("ged", "ged_unbiased", "dice_soft", "dice_max", "dice_match", "spread_correlation"):
+        lines.append(f"{name:<24}{sum(row[name] for row in rows) / len(rows):.4f}")
+    return "\n".join(lines)
+
+
+class SetValidator(SupervisedEvaluator):
+    """The set's metrics against the raters while a network trains; the key metric is ``negative_ged``.
+
+    It is -GED, the mean over cases and structures: the larger the better. ``dice_soft`` and ``dice_max`` are beside it.
+
+    Args:
+        device: where to run; CUDA runs in half precision.
+        val_data_loader: batches of one case, with ``image`` and ``raters``.
+        network: the one that is trained.
+        inferer: a :class:`SampleInferer`.
+        num_classes: background included.
+        postprocessing: to ``measures``; default: :func:`measured_answers`.
+        val_handlers: handlers beside those that this class attaches.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        val_data_loader: Any,
+        network: torch.nn.Module,
+        inferer: Any,
+        num_classes: int,
+        postprocessing: Any = None,
+        val_handlers: Sequence[Any] = (),
+    ) -> None:
+        if postprocessing is None:
+            postprocessing = measured_answers(num_classes)
+        names = ("dice_soft", "dice_max")
+        super().__init__(
+            device=device,
+            val_data_loader=val_data_loader,
+            network=network,
+            inferer=inferer,
+            postprocessing=postprocessing,
+            key_val_metric={"negative_ged": Average(lambda output: -output[0]["measures"]["ged"])},
+            additional_metrics={name: Average(lambda output, name=name: output[0]["measures"][name]) for name in names},
+            val_handlers=[StatsHandler(iteration_log=False, output_transform=lambda output: None), *val_handlers],
+            amp=torch.device(device).type == "cuda",
+        )
+
+
+def measured_answers(num_classes: int) -> Compose:
+    """From probabilities (n * C, *S) to what :class:`SplitSamplesd` and :class:`MeasureSetd` give."""
+    return Compose([SplitSamplesd("pred", num_classes), MeasureSetd()])
+
+
+class MeasureSetd(Transform):
+    """Add ``measures``: those of :func:`~.samples.set_measures`, the mean over the structures.
+
+    Compares ``sample_probabilities`` (n, C, *S) with ``raters`` (R, *S).
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Add the measures."""
+        samples, raters = _arrays(data, data)
+        rows = [set_measures(samples[:, number], raters == number) for number in range(1, samples.shape[1])]
+        return {**data, "measures": {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}}
+
+
+def _arrays(output: Mapping[Any, Any], batch: Mapping[Any, Any]) -> tuple[Any, Any]:
+    return output["sample_probabilities"].cpu().numpy(), torch.as_tensor(batch["raters"]).cpu().numpy()
