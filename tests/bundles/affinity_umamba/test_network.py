@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from bundles.affinity_umamba.scripts.network import AffinityUMamba, UMamba, Upsample
+from bundles.affinity_umamba.scripts.blocks import Upsample
+from bundles.affinity_umamba.scripts.network import AffinityUMamba, UMamba
 from common.networks.mamba import SpatialMamba
 from common.ops.bilateral import bilateral_enhancement
 from common.ops.gate import affinity_gate
