@@ -18,7 +18,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.handlers import StatsHandler
-from monai.inferers import Inferer
+from monai.inferers import SliceInferer, SlidingWindowInferer
 from monai.transforms import Compose, Invertd, MapTransform, Transform
 
 from ..data.contract.names import case_name
@@ -26,28 +26,19 @@ from ..data.loading.transforms import SaveNiftid, SegmentationAndUncertaintyd
 from .samples import set_measures, set_rows, write_set_rows
 
 
-class SampleInferer(Inferer):
+class _Sampling:
     """Draw n answers for an image, each from one latent code in all of its windows and slices.
 
     One latent code is one rater: drawn anew for each window, an answer would change its mind at every seam. The codes
     follow from the seed alone, so an image's answers are the same whatever is inferred beside it and in whatever
     windows, and number j stands for the same rater in every image.
-
-    Args:
-        inferer: cuts the image into what the network takes.
-        samples: n.
-        seed: of the latent codes.
-        temperature: factor on the latent codes: below 1 answers keep closer to the prior's mean.
-
-    Raises:
-        ValueError: when an argument is outside its range.
     """
 
-    def __init__(self, inferer: Inferer, samples: int = 16, seed: int = 0, temperature: float = 1.0) -> None:
-        super().__init__()
+    def __init__(self, *arguments: Any, samples: int, seed: int, temperature: float, **options: Any) -> None:
         if samples < 1 or temperature < 0.0:
             raise ValueError(f"samples must be at least 1 and temperature at least 0, got {samples} and {temperature}.")
-        self.inferer, self.samples, self.seed, self.temperature = inferer, samples, seed, temperature
+        super().__init__(*arguments, **options)
+        self.samples, self.seed, self.temperature = samples, seed, temperature
 
     def latent(self, size: int) -> torch.Tensor:
         """The latent codes (n, size), in standard-normal units."""
@@ -65,8 +56,66 @@ class SampleInferer(Inferer):
             # windows that overlap average probabilities, see inferers.py
             return logits.float().softmax(2).flatten(1, 2)
 
-        result: torch.Tensor = self.inferer(inputs, answers)
+        result: torch.Tensor = super().__call__(inputs, answers)  # type: ignore[misc]
         return result
+
+
+class SampleWindowInferer(_Sampling, SlidingWindowInferer):
+    """n answers for an image, by sliding windows that average probabilities; one latent code an answer.
+
+    Args:
+        roi_size: window, voxels along each axis.
+        sw_batch_size: windows a batch.
+        overlap: share by which windows overlap, of all axes or of each.
+        samples: n.
+        seed: of the latent codes; the same seed gives the same answers, whatever the windows.
+        temperature: factor on the latent codes: below 1 answers keep closer to the prior's mean.
+
+    Raises:
+        ValueError: when an argument is outside its range.
+    """
+
+    def __init__(
+        self,
+        roi_size: Sequence[int],
+        sw_batch_size: int = 1,
+        overlap: Sequence[float] | float = 0.25,
+        samples: int = 16,
+        seed: int = 0,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(roi_size, sw_batch_size, overlap, samples=samples, seed=seed, temperature=temperature)
+
+
+class SampleSliceInferer(_Sampling, SliceInferer):
+    """n answers for a volume, by a 2D network on its slices; one latent code an answer, in all slices.
+
+    Args:
+        roi_size: window of a slice, pixels along each axis.
+        spatial_dim: axis across which the slices lie, 0 to 2.
+        sw_batch_size: windows a batch.
+        overlap: share by which a slice's windows overlap.
+        samples: n.
+        seed: of the latent codes; the same seed gives the same answers, whatever the windows.
+        temperature: factor on the latent codes: below 1 answers keep closer to the prior's mean.
+
+    Raises:
+        ValueError: when an argument is outside its range.
+    """
+
+    def __init__(
+        self,
+        roi_size: Sequence[int],
+        spatial_dim: int = 0,
+        sw_batch_size: int = 1,
+        overlap: Sequence[float] | float = 0.25,
+        samples: int = 16,
+        seed: int = 0,
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__(
+            spatial_dim, roi_size, sw_batch_size, overlap, samples=samples, seed=seed, temperature=temperature
+        )
 
 
 class SplitSamplesd(MapTransform):
@@ -194,7 +243,7 @@ class SetValidator(SupervisedEvaluator):
         device: where to run; CUDA runs in half precision.
         val_data_loader: batches of one case, with ``image`` and ``raters``.
         network: the one that is trained.
-        inferer: a :class:`SampleInferer`.
+        inferer: a :class:`SampleSliceInferer` or :class:`SampleWindowInferer`.
         num_classes: background included.
         postprocessing: to ``measures``; default: :func:`measured_answers`.
         val_handlers: handlers beside those that this class attaches.

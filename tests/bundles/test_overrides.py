@@ -25,7 +25,7 @@ OVERRIDES: list[tuple[tuple[str, ...], str, Any, Callable[[Built], bool]]] = [
         ("train",),
         "train#dataset#data",
         [{"image": "a.nii.gz", "label": "b.nii.gz"}] * 3,
-        lambda built: len(built("train#dataloader").batch_sampler.streams[0]) == 3,
+        lambda built: sum(map(len, built("train#dataloader").batch_sampler.streams)) == 3,
     ),
     (("train",), "train#dataset#cache_rate", 0.5, lambda built: built("train#dataset").cache_num == 3),
     (
@@ -34,7 +34,12 @@ OVERRIDES: list[tuple[tuple[str, ...], str, Any, Callable[[Built], bool]]] = [
         {"label": 3},
         lambda built: built("train#trainer").data_loader.batch_sampler.sizes == [3],
     ),
-    (("train",), "optimizer#momentum", 0.5, lambda built: built("optimizer").param_groups[0]["momentum"] == 0.5),
+    (
+        ("train",),
+        "optimizer#weight_decay",
+        0.5,
+        lambda built: built("optimizer").param_groups[0]["weight_decay"] == 0.5,
+    ),
     (
         ("train",),
         "train#random_transforms#flip_prob",

@@ -24,6 +24,14 @@ PRINTED: dict[tuple[str, str], dict[str, Any]] = {
     },
     ("multicure", "pancreas"): {"patch_size": [96] * 3, "learning_rate": 0.01, "unlabelled": 1.0, "ramp_length": 0.0},
     ("attenscribble", "acdc"): {"slice_size": [256, 256], "crf_weight": 0.1, "attentive_weight": 0.1, "num_classes": 4},
+    ("ambissl", "lidc"): {
+        **{"slice_size": [128, 128], "num_classes": 2, "raters": 4, "learning_rate": 0.0001, "samples": 10},
+        **{"supervised_kl": 1.0, "unsupervised_kl": 0.5, "bound": 0.5, "prune_from": 2, "keep_fraction": 0.5},
+    },
+    ("ambissl", "isic"): {
+        **{"slice_size": [256, 256], "num_classes": 2, "raters": 3, "learning_rate": 0.0001, "in_channels": 3},
+        **{"supervised_kl": 1.0, "unsupervised_kl": 0.5, "bound": 0.5, "prune_from": 2, "keep_fraction": 0.5},
+    },
     ("attenscribble", "chaos"): {"slice_size": [256, 256], "crf_weight": 0.1, "flip_prob": 0.0, "rotate90_prob": 0.0},
 }
 WINDOWS = {("alc", "pancreas"): (-125, 275), ("multicure", "pancreas"): (-120, 240)}  # HU

@@ -25,7 +25,7 @@ from common.evaluation.samples import (
     write_set_rows,
 )
 
-Array = NDArray[np.float64]
+Array = NDArray[Any]
 
 
 def naive_iou(a: Array, b: Array, empty: float = 1.0) -> float:

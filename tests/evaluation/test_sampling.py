@@ -11,14 +11,14 @@ import pytest
 import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
-from monai.inferers import SimpleInferer, SliceInferer, SlidingWindowInferer
 from monai.transforms import Compose, EnsureTyped
 from torch import nn
 
 from common.evaluation.samples import set_measures
 from common.evaluation.sampling import (
     MeasureSetd,
-    SampleInferer,
+    SampleSliceInferer,
+    SampleWindowInferer,
     SetMetrics,
     SplitSamplesd,
     sample_postprocessing,
@@ -36,25 +36,25 @@ class Style(nn.Module):
         return torch.cat((torch.zeros_like(score), score), 2)
 
 
-def split(answers: torch.Tensor, classes: int = 2) -> dict[str, Any]:
-    return SplitSamplesd("pred", classes)({"pred": MetaTensor(answers)})  # type: ignore[return-value]
+def split(answers: torch.Tensor, classes: int = 2) -> dict[Any, Any]:
+    return SplitSamplesd("pred", classes)({"pred": MetaTensor(answers)})
 
 
 def test_the_same_answers_in_any_window_and_batch() -> None:
     image = torch.rand(2, 1, 12, 10)
-    whole = SampleInferer(SimpleInferer(), samples=4, seed=3)(image, Style())
+    whole = SampleWindowInferer((12, 10), samples=4, seed=3)(image, Style())
     for size, batch, overlap in (((5, 4), 1, 0.0), ((6, 6), 3, 0.5)):
-        inferer = SampleInferer(SlidingWindowInferer(size, batch, overlap), samples=4, seed=3)
+        inferer = SampleWindowInferer(size, batch, overlap, samples=4, seed=3)
         torch.testing.assert_close(inferer(image, Style()), whole, rtol=0, atol=1e-6)
     assert whole.shape == (2, 8, 12, 10)
     torch.testing.assert_close(whole.unflatten(1, (4, 2)).sum(2), torch.ones(2, 4, 12, 10))
-    alone = SampleInferer(SimpleInferer(), samples=4, seed=3)(image[1:], Style())
+    alone = SampleWindowInferer((12, 10), samples=4, seed=3)(image[1:], Style())
     torch.testing.assert_close(alone[0], whole[1])
 
 
 def test_one_code_in_all_slices() -> None:
     image = torch.zeros(1, 1, 4, 4, 6)
-    answers = SampleInferer(SliceInferer(roi_size=(4, 4), spatial_dim=2), samples=5)(image, Style())
+    answers = SampleSliceInferer((4, 4), 2, samples=5)(image, Style())
     assert answers.shape == (1, 10, 4, 4, 6)
     assert torch.equal(answers, answers[..., :1].expand_as(answers))
     assert len(answers[0, 1::2, 0, 0, 0].unique()) == 5
@@ -64,7 +64,7 @@ def test_seed_number_and_temperature() -> None:
     image = torch.rand(1, 1, 4, 4)
 
     def answers(**settings: float) -> torch.Tensor:
-        return SampleInferer(SimpleInferer(), **settings)(image, Style())  # type: ignore[arg-type]
+        return SampleWindowInferer((4, 4), **settings)(image, Style())  # type: ignore[arg-type]
 
     torch.testing.assert_close(answers(samples=8)[:, :6], answers(samples=3))
     assert not torch.equal(answers(samples=3, seed=1), answers(samples=3, seed=0))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bundles.ambissl.scripts.latents import Latent, normal_kl
 from bundles.ambissl.scripts.losses import bound_loss, dice_loss, one_hot, pick
-from bundles.ambissl.scripts.method import AmbiSSL
+from bundles.ambissl.scripts.method import AmbiSSL, PseudoLabels, View
 from bundles.ambissl.scripts.supervised import Branch, Labelled, neighbour_distance, random_member
 from common.training.method import MethodOutput, Progress
 
@@ -187,8 +187,6 @@ def test_pseudo_labels_are_eqs_9_to_13() -> None:
 
 def test_cross_supervision_is_eqs_15_to_18() -> None:
     """Decoder phi learns on the weak view from xi's set, xi on the strong view from phi's."""
-    from bundles.ambissl.scripts.method import PseudoLabels, View
-
     method = make_method(raters=4).eval()
     method._prune_if_due(0)
     weak, strong = torch.rand(2, 1, 32, 32), torch.rand(2, 1, 32, 32)
@@ -213,7 +211,7 @@ def test_cross_supervision_is_eqs_15_to_18() -> None:
         assert terms[f"kl_{name}"].value.item() == pytest.approx(divergence.item(), rel=1e-4)
 
 
-def test_pseudo_labels_come_from_the_weak_view_alone() -> None:
+def test_pseudo_labels_come_from_the_weak_view_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another strong view changes what xi sees, and the targets not at all."""
     method = make_method().eval()
     batch = make_batch()
@@ -224,7 +222,7 @@ def test_pseudo_labels_come_from_the_weak_view_alone() -> None:
         seen.append(original(*arguments))
         return seen[-1]
 
-    method._pseudo_labels = spy  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(method, "_pseudo_labels", spy)
     for strong in (batch["strong"], torch.rand_like(batch["strong"])):
         torch.manual_seed(1)
         step(method, {**batch, "strong": strong})

@@ -53,6 +53,7 @@ def test_head_is_that_of_the_concatenation() -> None:
     assert first.bias is not None and head.features.bias is not None
     with torch.no_grad():
         first.weight.copy_(torch.cat((head.features.weight, head.latent.weight[..., None, None]), 1))
+        assert first.bias is not None
         first.bias.copy_(head.features.bias)
     hidden = first(torch.cat((features, latent[:, 0, :, None, None].expand(-1, -1, 4, 6)), 1)).relu()
     for layer in head.hidden:
