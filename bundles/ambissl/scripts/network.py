@@ -213,10 +213,12 @@ class ProbabilisticUNet(nn.Module):
         return crop(self.head(self.decode(self.encode(image)), codes), image)
 
     def encode(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """Features of every level, of the image padded to whole strides of the backbone."""
+        """Features of every level, of the image padded to whole strides of the backbone, at least two."""
         padding: list[int] = []
         for axis in range(image.ndim - 1, 1, -1):
-            padding += [0, -image.shape[axis] % 32]  # the stride of the deepest features
+            size = image.shape[axis]
+            # 32 is the stride of the deepest features; one voxel of them alone has no batch statistics
+            padding += [0, max(-size % 32, 64 - size)]
         features: list[torch.Tensor] = self.encoder(functional.pad(image, padding))
         return features
 

@@ -25,7 +25,7 @@ def test_the_whole_model_has_the_papers_size() -> None:
     assert size == pytest.approx(31.60e6, rel=0.01)
 
 
-@pytest.mark.parametrize(("dims", "shape"), [(2, (33, 50)), (2, (32, 32)), (3, (20, 33, 40))])
+@pytest.mark.parametrize(("dims", "shape"), [(2, (33, 50)), (2, (64, 96)), (3, (20, 33, 40))])
 @pytest.mark.parametrize("classes", [2, 4])
 def test_any_size_and_number_of_classes(dims: int, shape: tuple[int, ...], classes: int) -> None:
     network = small_network(classes, dims).eval()
@@ -80,7 +80,7 @@ def test_more_codes_come_closer_to_the_mean_of_the_prior() -> None:
     network = small_network().eval()
     with torch.no_grad():
         network.prior.output.bias[4:] = 0.5  # a wide prior
-        truth = network.samples(image, torch.randn(1, 4000, 4)).softmax(2).mean(1)
+        truth = network.samples(image, torch.randn(1, 1500, 4)).softmax(2).mean(1)
         errors = []
         for count in (0, 3, 31):
             other = small_network(mean_samples=count).eval()
@@ -129,7 +129,7 @@ def test_latent_encoder_is_bounded_and_float32() -> None:
         encoder.output.bias[3:] = 1e4
     with torch.autocast("cpu", dtype=torch.bfloat16):
         mean, log_scale = encoder(torch.rand(2, 2, 17, 9))
-    assert mean.dtype is log_scale.dtype is torch.float32 and float(log_scale.max()) == 10.0
+    assert mean.dtype is log_scale.dtype is torch.float32 and log_scale.max().item() == 10.0
 
 
 def test_backbone_weights_from_a_file(tmp_path: Path) -> None:
