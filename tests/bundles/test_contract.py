@@ -30,9 +30,26 @@ SCHEMA = ROOT / "tests" / "data_schema" / "meta_schema_20240725.json"
 # share of values: an indicator of the network jumps where a feature equals a mean but for rounding, see its docstring
 MAY_JUMP = {"affinity_umamba": 0.002}
 NOT_TRAINING = ("train", "evaluate", "inference", "audit", "multi_gpu_train")
-VARIANTS = sorted(
-    (path.parents[1].name, path.stem) for path in ROOT.glob("bundles/*/configs/*.yaml") if path.stem not in NOT_TRAINING
-)
+DATA_SETS = {
+    "spacing",
+    "patch_size",
+    "slice_size",
+}  # what the overlay of a data set gives, and a tiny run does not take
+
+
+def variants() -> list[Any]:
+    """Every overlay of a training; of those of data sets the first of each bundle in every run, the others slow."""
+    found: list[Any] = []
+    seen: set[str] = set()
+    for path in sorted(ROOT.glob("bundles/*/configs/*.yaml")):
+        name = path.parents[1].name
+        if path.stem in NOT_TRAINING:
+            continue
+        of_data = bool(DATA_SETS & set(monai.bundle.ConfigParser.load_config_file(path)))
+        slow = of_data and name in seen
+        seen |= {name} if of_data else set()
+        found.append(pytest.param(name, path.stem, marks=[pytest.mark.slow] if slow else []))
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -212,7 +229,7 @@ def test_ckpt_export_gives_the_same_logits(trained: Any, tmp_path: Path) -> None
     assert far.float().mean() <= MAY_JUMP.get(trained.name, 0.0)
 
 
-@pytest.mark.parametrize(("name", "variant"), VARIANTS)
+@pytest.mark.parametrize(("name", "variant"), variants())
 def test_variants_train_and_infer(bundle: Any, name: str, variant: str, tmp_path: Path) -> None:
     """Data sets' and ablations' overlays take a step, on the phantom, and what they trained segments an image."""
     if bundle.name != name:
