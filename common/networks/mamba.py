@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from common.ops.selective_scan import selective_scan
+from ..ops.selective_scan import selective_scan
 
 
 class Mamba(nn.Module):
