@@ -93,8 +93,10 @@ def read_guide(name: str, bundles: str = "bundles") -> Guide:
     path = root / GUIDE_FILE
     told = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     # what a bundle says nothing of stays as in its train.yaml
+    iterations = config["max_epochs"] * config["epoch_length"]
     defaults = {
-        "iterations": config["max_epochs"] * config["epoch_length"],
+        "iterations": iterations,
+        "least_iterations": min(Guide.least_iterations, iterations),
         "learning_rate": config["learning_rate"],
         "most_learning_rate": config["learning_rate"],
         "paper_batch": {kind: config[key] for kind, key in streams.items()},
