@@ -27,7 +27,7 @@ from monai.bundle.scripts import _get_fake_spatial_shape
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = ROOT / "tests" / "data_schema" / "meta_schema_20240725.json"
 RELATIVE_TOLERANCE = 1e-3
-# share of values that may lie outside it: the gate of this network selects by a comparison that rounding decides in ties
+# share of values that may lie outside it: the gate of this network compares, and rounding decides ties
 MAY_JUMP = {"affinity_umamba": 2e-3}
 # runs in the unpacked bundle, whose `scripts` no other bundle may share a process with
 LOGITS = """
