@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.ops.energy import pairwise_window_energy
 from common.ops.similarity import attentive_similarity_loss
-from common.ops.threads import map_blocks, one_thread
+from common.ops.threads import map_blocks, one_thread, usable_cores
 
 
 @pytest.fixture(autouse=True)
@@ -121,3 +122,14 @@ def test_streaming_operators_run_on_one_thread_forward_and_backward(operator: st
         loss.backward()
     assert 1 in seen  # the rest is autograd's own
     assert torch.get_num_threads() == 6
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity of processes on this system")
+def test_usable_cores_are_those_of_the_affinity() -> None:
+    cores = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert usable_cores() == len(cores)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ...ops.threads import usable_cores
 from .dataset import SegmentationData
 from .faults import Fault
 from .names import shared_names
@@ -32,7 +33,7 @@ from .volumes import (
     read_voxels,
 )
 
-WORKERS = min(8, os.cpu_count() or 1)
+WORKERS = min(8, usable_cores())
 
 
 @dataclass

@@ -21,6 +21,7 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
+from ...ops.threads import usable_cores
 from ..contract.faults import DataError, Fault
 from ..contract.output import check_seed, fault, new_folder, place, write_json
 from ..contract.records import PATH_KEYS, SCRIBBLE_UNLABELLED, SECTIONS, is_kind, normalise_labels
@@ -31,7 +32,7 @@ LINKED_KEYS = ("image",)
 PAIR_OPTIONS = ("--radius",)
 COMMON_KEYS = ("kind", "seed", "fraction", "cases")  # of a recipe; the others are the kind's settings
 UNLABELLED = "scribble_unlabelled_value"
-WORKERS = min(4, os.cpu_count() or 1)
+WORKERS = min(4, usable_cores())
 
 
 def join_pairs(argv: Sequence[str]) -> list[str]:

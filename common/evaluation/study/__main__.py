@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import monai
 import torch
 
 from ...data.contract.faults import DataError, Fault
+from ...ops.threads import usable_cores
 from .budget import write_budget
 from .recipe import Study, read_study
 from .runner import Runner
@@ -76,7 +76,7 @@ def provenance() -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     command = " ".join(["python -m common.evaluation.study", *sys.argv[1:]])
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, MONAI {monai.__version__}"
-    return f"Commit {commit}; {versions}; {device}, {os.cpu_count()} cores; `{command}`"
+    return f"Commit {commit}; {versions}; {device}, {usable_cores()} cores; `{command}`"
 
 
 def _processor() -> str:

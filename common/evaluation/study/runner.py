@@ -22,6 +22,7 @@ import torch
 
 from ...data.contract.faults import DataError, Fault
 from ...files import atomic_path
+from ...ops.threads import usable_cores
 from ...training.runs import FINAL_FILE, RESUME_FILE
 from .recipe import Run, Study
 
@@ -249,7 +250,7 @@ class Runner:
 
     def _environment(self, place: int) -> dict[str, str]:
         """The cores are shared out, or each job has a GPU of its own as far as they go."""
-        threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
+        threads = str(max(1, usable_cores() // self.jobs))
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         if torch.cuda.device_count() > 1:
             environment["CUDA_VISIBLE_DEVICES"] = str(place % torch.cuda.device_count())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from common.evaluation.metrics import csv_columns
 from common.evaluation.study import __main__ as command_line
 from common.evaluation.study.recipe import Row, Run, Study
 from common.evaluation.study.runner import Runner
+from common.ops.threads import usable_cores
 
 ROOT = Path(__file__).resolve().parents[3]
 TRAINING = """
@@ -121,7 +121,7 @@ def test_the_commands(tmp_path: Path) -> None:
 
 
 def test_jobs_share_the_cores(tmp_path: Path) -> None:
-    runner = Runner(study("one"), None, tmp_path, jobs=max(1, (os.cpu_count() or 1)))
+    runner = Runner(study("one"), None, tmp_path, jobs=usable_cores())
     assert runner._environment(0)["OMP_NUM_THREADS"] == "1"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ....files import atomic_path
+from ....ops.threads import usable_cores
 from ..checks import Case, compare_cases, inspect_cases, other_axes
 from ..dataset import SegmentationData, missing_needs, read_data
 from ..faults import DataError, Fault
@@ -156,7 +157,7 @@ def _ends(cases: Sequence[Case]) -> list[Case]:
 
 def _fixed(traits: Traits, guide: Guide) -> dict[str, Choice]:
     """What the data set alone decides."""
-    worker = 0 if not torch.cuda.is_available() else min(4, max(0, (os.cpu_count() or 1) - 1))
+    worker = 0 if not torch.cuda.is_available() else min(4, usable_cores() - 1)
     why = "the CPU's cores train" if worker == 0 else "the GPU trains, the CPU's cores load"
     return {
         "num_classes": Choice(traits.num_classes, "background included; the data set declares them"),
