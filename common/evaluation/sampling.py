@@ -23,6 +23,7 @@ from monai.transforms import Compose, Invertd, MapTransform, Transform
 
 from ..data.contract.names import case_name
 from ..data.loading.transforms import SaveNiftid, SegmentationAndUncertaintyd
+from .consensus import CONSENSUS, StapleConsensusd
 from .samples import set_measures, set_rows, write_set_rows
 
 
@@ -161,25 +162,38 @@ def _pairs_that_differ(classes: torch.Tensor, num_classes: int) -> torch.Tensor:
 
 
 def sample_postprocessing(
-    preprocessing: Compose, output_dir: str | os.PathLike[str], num_classes: int, measured: bool = True
+    preprocessing: Compose,
+    output_dir: str | os.PathLike[str],
+    num_classes: int,
+    measured: bool = True,
+    consensus: str = "mean",
 ) -> Compose:
     """From n answers to maps in the image's own space and their files.
 
-    Written for each case: ``pred`` (consensus: the class of largest mean probability), ``probability`` (C channels, the
-    mean), ``uncertainty`` (its entropy divided by log C), ``samples`` (n channels of class numbers), ``disagreement``;
-    and, if measured, ``image``, ``label`` and ``raters`` (R channels), for the report.
+    Written for each case: ``pred`` (the consensus), ``probability`` (C channels, the mean), ``uncertainty`` (its
+    entropy divided by log C), ``samples`` (n channels of class numbers), ``disagreement``; and, if measured, ``image``,
+    ``label`` and ``raters`` (R channels), for the report.
 
     Args:
         preprocessing: the transforms of ``image`` to invert.
         output_dir: folder to write to.
         num_classes: C, background included.
         measured: there are ``shown``, ``label`` and ``raters`` in the label's space.
+        consensus: ``mean``: the class of largest mean probability; ``staple``: see
+            :class:`~.consensus.StapleConsensusd`.
+
+    Raises:
+        ValueError: another consensus.
+        ExpectedError: ``staple``, and SimpleITK is not installed.
     """
+    if consensus not in CONSENSUS:
+        raise ValueError(f"consensus must be one of {', '.join(CONSENSUS)}, got {consensus!r}.")
     folder = str(output_dir)
     steps = [
         Invertd("pred", transform=preprocessing, orig_keys="image", nearest_interp=False),
         SplitSamplesd("pred", num_classes),
         SegmentationAndUncertaintyd("pred"),
+        *([StapleConsensusd("pred", num_classes)] if consensus == "staple" else []),
         SaveNiftid("pred", folder, "pred", dtype="uint8"),
         SaveNiftid("probabilities", folder, "probability"),
         SaveNiftid("uncertainty", folder, "uncertainty"),
