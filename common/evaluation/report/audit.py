@@ -24,7 +24,7 @@ from ...training.runs import start_results
 from ..audit import auroc, disagreement, mean_dice, near_foreground, propose_label, suspicion, volumes
 from ..metrics import write_rows
 from .cases import draw_caption, draw_scale_bar, load_case
-from .page import case_legend, draw_case
+from .drawing import case_legend, draw_case
 
 COLUMNS = ("rank", "case", "score", "structure", "structure_score", "too_much", "too_little", "unit", "verdict")
 MEASURED = ("case", "score", "dice_label", "dice_proposed", "auroc_image", "auroc_near")
