@@ -60,7 +60,7 @@ def largest_error(
     # a flat image has no surface across its flat axis: there all voxels would be surface
     kept = [a for a in range(label.ndim) if label.shape[a] > 1]
     sizes = [spacing[a] for a in kept]
-    far = {value: farthest_voxels(*(np.squeeze(mask) for mask in pair), sizes) for value, pair in pairs.items()}
+    far = {value: farthest_voxels(np.squeeze(own), np.squeeze(true), sizes) for value, (own, true) in pairs.items()}
     if not far:
         return None
     value = max(far, key=lambda value: (float(far[value][1].min()), float(far[value][1].max())))
