@@ -55,7 +55,7 @@ class CaseRows:
         self.cases = shown_cases(rows)
         self.pictures = [load_case(folder, case) for _, case in self.cases]
         self.panel = width / (len(_PANELS) + _GAP * (len(_PANELS) - 1))
-        self.shapes = [_shape(picture) for picture in self.pictures]
+        self.shapes = [picture_shape(picture) for picture in self.pictures]
         self.heights = [_HEADING + shape * self.panel + _BELOW for shape in self.shapes]
         self.height = _LEGEND + sum(self.heights)
         self._places: dict[str, NDArray[np.float64]] = {}
@@ -109,13 +109,13 @@ class CaseRows:
             colours = _draw_pictures(axes, picture, self.labels, top, own[0]["unit"])
             for ax, shown in zip(axes, (*[picture] * 4, picture.worst), strict=True):
                 if ax.images and shown is not None:
-                    _fill(ax, shown, self.shapes[index])
+                    fill_picture(ax, shown, self.shapes[index])
         axes[0].set_title(f"{kind.capitalize()} case:  {case if len(case) <= 32 else case[:31] + '…'}")
         axes[-1].set_title(_details(own, picture), loc="right", fontsize=7, fontweight="normal", color="0.3")
         return colours
 
 
-def _shape(picture: CasePicture | None) -> float:
+def picture_shape(picture: CasePicture | None) -> float:
     """Height over width of a row's pictures; a flat strip where there are none."""
     if picture is None:
         return 0.3
@@ -123,7 +123,7 @@ def _shape(picture: CasePicture | None) -> float:
     return float(np.clip(rows * high / (columns * wide), *_SHAPES))
 
 
-def _fill(ax: Axes, picture: CasePicture, shape: float) -> None:
+def fill_picture(ax: Axes, picture: CasePicture, shape: float) -> None:
     """Give axes the row's shape, with black where the image ends, so that all pictures of a row are of one size."""
     (rows, columns), (high, wide) = picture.image.shape, picture.spacing
     ax.set_facecolor("black")
@@ -174,7 +174,7 @@ def _draw_pictures(
         picture.uncertainty is not None,
         picture.worst is not None or not (label and prediction),
     )
-    said = ("no label", "no prediction", "no uncertainty map", "no error")
+    said = ("no label", "no prediction", "no uncertainty map", "label and prediction agree")
     for ax, shown, text in zip(axes[1:], there, said, strict=True):
         if not shown:
             draw_message(ax, text)
