@@ -1,11 +1,12 @@
 """The pictures of the docs, made from the built-in phantom: labels with their defect, the bundle's answer, the truth.
 
     python -m ci.pictures alc multicure            # trains, segments a case, draws bundles/<name>/docs/example.png
+    python -m ci.pictures alc --full               # the same, trained as train.yaml says: minutes a bundle
     python -m ci.pictures alc --ckpt_dir DIR       # draws with the weights of a training that is done
     python -m ci.pictures pages                    # docs/report.png and docs/audit.png of what ci/demo.sh left
 
-All is seeded: the same machine and versions give the same pictures. ``EPOCHS`` says where the training is shortened;
-the captions in the docs say so too.
+All is seeded: the same machine and versions give the same pictures. ``SHORTENED`` says how the training is shortened, and
+so do the captions in the docs.
 """
 
 from __future__ import annotations
@@ -44,18 +45,25 @@ CASES = {
     "ambissl": ("raters", "case_025"),
     "affinity_umamba": ("boundary", "case_010"),
 }
-EPOCHS: dict[str, int] = {"multicure": 10, "attenscribble": 6, "ambissl": 3, "affinity_umamba": 4}
+SHORTENED: dict[str, dict[str, int]] = {
+    "alc": {"max_epochs": 10, "passes": 2, "noisy_per_batch": 2, "val_interval": 5},
+    "multicure": {"max_epochs": 8, "val_interval": 4},
+    "attenscribble": {"max_epochs": 4, "val_interval": 2},
+    "ambissl": {"max_epochs": 2},
+    "affinity_umamba": {"max_epochs": 3},
+}
 LARGEST = 100_000  # bytes of a picture
 STRUCTURES = {int(value): name for value, name in LABELS.items() if value != "0"}
 Volumes = dict[str, NDArray[Any]]
 
 
-def main(*names: str, ckpt_dir: str | None = None) -> None:
+def main(*names: str, ckpt_dir: str | None = None, full: bool = False) -> None:
     """Make pictures.
 
     Args:
         names: of bundles, or ``pages``.
         ckpt_dir: folder of weights of the one bundle named; without it, it is trained in a folder that is thrown away.
+        full: train as the configs say, not shortened.
     """
     if unknown := [name for name in names if name not in (*CASES, "pages")]:
         sys.exit(f"{', '.join(unknown)}: unknown. Fix: name some of {', '.join(CASES)} or pages.")
@@ -65,17 +73,17 @@ def main(*names: str, ckpt_dir: str | None = None) -> None:
                 print(_smaller(ROOT / "bundles/alc/eval" / page, ROOT / "docs" / Path(page).name))
             continue
         with tempfile.TemporaryDirectory() as work:
-            print(draw(name, _answer(name, Path(work), ckpt_dir)))
+            print(draw(name, _answer(name, Path(work), ckpt_dir, {} if full else SHORTENED[name])))
 
 
-def _answer(name: str, work: Path, ckpt_dir: str | None) -> Volumes:
+def _answer(name: str, work: Path, ckpt_dir: str | None, settings: dict[str, int]) -> Volumes:
     """Train if need be, segment the case, and read all that belongs to it."""
     kind, case = CASES[name]
     phantom = make_phantom(work / "phantom", kind)
     weights = work / "models" if ckpt_dir is None else Path(ckpt_dir).resolve()
     if ckpt_dir is None:
-        epochs = ["--max_epochs", str(EPOCHS[name])] if name in EPOCHS else []
-        _run(name, "training", "train", "--ckpt_dir", weights, "--output_dir", work / "eval", *epochs)
+        given = [word for key, value in settings.items() for word in (f"--{key}", value)]
+        _run(name, "training", "train", "--ckpt_dir", weights, "--output_dir", work / "eval", *given)
     image = phantom / "images" / f"{case}.nii.gz"
     _run(name, "inferring", "inference", "--ckpt_dir", weights, "--output_dir", work / "out", "--dataset_dir", image)
     content = json.loads((phantom / "dataset.json").read_text())
