@@ -113,6 +113,7 @@ class Unlabelled:
         """Enter the defect into the case's record."""
         record.pop("label_quality", None)
         record.pop("labels", None)  # of several raters
+        record.pop("scribble", None)
         if "label" in record:
             record.update(reference=record.pop("label"))
 

@@ -107,10 +107,10 @@ def test_labels_taken_away(dataset: Path, tmp_path: Path) -> None:
             assert ("label" in new) == ("label" in old)
     assert listing(replay(str(dataset), str(output / "dataset.json"), str(tmp_path / "again"))) == after
     with_raters = [
-        {"image": record["image"], "labels": [record["label"]] * 2} if number < 3 else record
-        for number, record in enumerate(listing(dataset)["training"])
+        {"image": record["image"], "labels": [record["label"]] * 2, "scribble": record["label"]}
+        for record in listing(dataset)["training"][:3]
     ]
-    change(dataset, training=with_raters[:3], validation=[])
+    change(dataset, training=with_raters, validation=[])
     left = listing(corrupt(str(dataset), str(tmp_path / "raters"), kind="unlabelled", fraction=0.6))["training"]
     assert sum("labels" in record for record in left) == 1
     assert sum(record.keys() == {"image"} for record in left) == 2
