@@ -5,8 +5,8 @@
     python -m ci.pictures alc --ckpt_dir DIR       # draws with the weights of a training that is done
     python -m ci.pictures pages                    # docs/report.png and docs/audit.png of what ci/demo.sh left
 
-All is seeded: the same machine and versions give the same pictures. ``SHORTENED`` says how the training is shortened, and
-so do the captions in the docs.
+All is seeded: the same machine and versions give the same pictures. ``SHORTENED`` says how the training is shortened,
+and so do the captions in the docs.
 """
 
 from __future__ import annotations
