@@ -18,7 +18,9 @@ from ..metrics import bootstrap_interval, read_rows, write_rows
 from .recipe import Run, Study
 
 PERMUTATIONS = 10_000
-_FRACTIONS = ("dice", "jaccard", "ece", "classwise_ece")  # shown in percent
+# shown in percent
+_FRACTIONS = ("dice", "jaccard", "ece", "classwise_ece", "brier")
+_FRACTIONS = (*_FRACTIONS, *(f"{name}_calibrated" for name in _FRACTIONS[2:]))
 _COLUMNS = (
     *("row", "metric", "unit", "mean", "lo", "hi", "seed_lo", "seed_hi", "seeds", "cases", "missed"),
     *("difference", "difference_lo", "difference_hi", "p", "minutes", "peak_mib"),
