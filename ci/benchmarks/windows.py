@@ -173,7 +173,8 @@ def _gate(features: torch.Tensor, guide: torch.Tensor) -> torch.Tensor:
     """Eq. 1, normalised."""
     inside = _inside(guide)
     mean = (_windows(guide).sum(-1) / inside.sum(-1))[..., None]
-    selected = (_windows(guide) >= mean - 1e-6 * mean.abs().clamp_min(1e-6)).float() * inside
+    band = 0.01 * guide.square().mean((2, 3, 4), keepdim=True).sqrt()[..., None]
+    selected = (1 + (_windows(guide) - mean) / band).clamp(0, 1) * inside
     return (selected * _windows(features)).sum(-1) / selected.sum(-1) + features
 
 
