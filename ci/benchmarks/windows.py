@@ -173,7 +173,7 @@ def _gate(features: torch.Tensor, guide: torch.Tensor) -> torch.Tensor:
     """Eq. 1, normalised."""
     inside = _inside(guide)
     mean = (_windows(guide).sum(-1) / inside.sum(-1))[..., None]
-    band = 0.01 * guide.square().mean((2, 3, 4), keepdim=True).sqrt()[..., None]
+    band = 0.02 * guide.square().mean((2, 3, 4), keepdim=True).sqrt()[..., None]
     selected = (1 + (_windows(guide) - mean) / band).clamp(0, 1) * inside
     return (selected * _windows(features)).sum(-1) / selected.sum(-1) + features
 

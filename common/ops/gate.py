@@ -23,7 +23,7 @@ def affinity_gate(
     Source: Eq. 1 of Zhang et al., AffinityUMamba, MICCAI 2025. A neighbour j in the window of i, its centre included,
     is selected where guide_j reaches the guide's mean over the window, channel by channel. The printed indicator jumps
     there, and turns the rounding of a guide into another answer: two ways to compute the same convolutions then differ
-    by a tenth of the logits in some places. Here it falls from 1 at the mean to 0 a hundredth of the channel's root
+    by a tenth of the logits in some places. Here it falls from 1 at the mean to 0 a fiftieth of the channel's root
     mean square below it, in a straight line. So a constant region is selected whole.
     Places outside the image are neither selected nor part of the mean.
 
@@ -130,7 +130,7 @@ def _inverse_band(guide: torch.Tensor) -> torch.Tensor:
     scale = guide.flatten(2).square().mean(2).sqrt()
     for _ in range(guide.dim() - 2):
         scale = scale.unsqueeze(-1)
-    return 1.0 / (0.01 * scale).clamp_min(1e-12)
+    return 1.0 / (0.02 * scale).clamp_min(1e-12)
 
 
 def _edge(block: WindowBlock, guide: torch.Tensor, sizes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
