@@ -161,7 +161,11 @@ def _pairs_that_differ(classes: torch.Tensor, num_classes: int) -> torch.Tensor:
 
 
 def sample_postprocessing(
-    preprocessing: Compose, output_dir: str | os.PathLike[str], num_classes: int, measured: bool = True
+    preprocessing: Compose,
+    output_dir: str | os.PathLike[str],
+    num_classes: int,
+    measured: bool = True,
+    weights: str | os.PathLike[str] | None = None,
 ) -> Compose:
     """From n answers to maps in the image's own space and their files.
 
@@ -174,12 +178,13 @@ def sample_postprocessing(
         output_dir: folder to write to.
         num_classes: C, background included.
         measured: there are ``shown``, ``label`` and ``raters`` in the label's space.
+        weights: the network's file of weights, whose calibration tempers the mean probability; None: none.
     """
     folder = str(output_dir)
     steps = [
         Invertd("pred", transform=preprocessing, orig_keys="image", nearest_interp=False),
         SplitSamplesd("pred", num_classes),
-        SegmentationAndUncertaintyd("pred"),
+        SegmentationAndUncertaintyd("pred", weights),
         SaveNiftid("pred", folder, "pred", dtype="uint8"),
         SaveNiftid("probabilities", folder, "probability"),
         SaveNiftid("uncertainty", folder, "uncertainty"),
