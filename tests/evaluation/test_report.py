@@ -177,7 +177,7 @@ def test_reliability_is_read_back(tmp_path: Path) -> None:
     assert bins.shape == (5, 8) and np.isnan(bins[0, 3])
     assert bins[3, :6] == pytest.approx([0.6, 0.8, 4, 0.7, 1.0, 0], rel=1e-6)
     (tmp_path / "earlier.csv").write_text("lower,upper,count,confidence,accuracy\n0.6,0.8,4,0.7,1.0\n")
-    assert np.array_equal(read_reliability(tmp_path / "earlier.csv"), bins[3:4], equal_nan=True)
+    np.testing.assert_allclose(read_reliability(tmp_path / "earlier.csv"), bins[3:4], rtol=1e-6)
     table.add("b", ones, ones, None, np.stack([ones * 0.3, ones * 0.7]), np.stack([ones * 0.1, ones * 0.9]))
     table.write_reliability_csv(tmp_path / "reliability.csv")
     assert read_reliability(tmp_path / "reliability.csv")[4, 5:] == pytest.approx([4, 0.9, 1.0], rel=1e-6)
