@@ -26,7 +26,7 @@ class CaseProgress:
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator."""
-        ProgressBar(persist=True, ncols=120, desc="Cases").attach(engine)
+        ProgressBar(persist=True, dynamic_ncols=True, desc="Cases").attach(engine)
         engine.add_event_handler(Events.COMPLETED, lambda: print(f"Results are in {self.folder}"))
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
 from scipy.ndimage import binary_erosion
+from scipy.stats import norm
 
 from common.evaluation.metrics import (
     MEAN_STRUCTURE,
@@ -266,7 +267,29 @@ def test_bootstrap_is_deterministic_and_sensible() -> None:
     assert low == pytest.approx(values.mean() - half, abs=0.01) and high == pytest.approx(
         values.mean() + half, abs=0.01
     )
-    assert bootstrap_interval([0.5]) == (0.5, 0.5)
+    assert bootstrap_interval([0.5]) == (0.5, 0.5) == bootstrap_interval([0.5] * 4)
+    low, high = bootstrap_interval([0.1, 0.3 - 0.2, 0.1])  # equal but for rounding
+    assert low == pytest.approx(0.1) and high == pytest.approx(0.1)
+
+
+def test_bootstrap_interval_is_bca() -> None:
+    """Efron's formulas, written out, over the same kind of draws: long to the side of a skewed sample's tail."""
+    values = np.array([1.0, 1.2, 1.5, 1.7, 2.0, 2.1, 2.4, 2.8, 3.1, 4.0, 9.0, 14.0])
+    means = values[np.random.default_rng(2).integers(0, 12, (200_000, 12))].mean(axis=1)
+    left_out = np.array([np.delete(values, index).mean() for index in range(12)])
+    spread = left_out.mean() - left_out
+    acceleration = (spread**3).sum() / (6 * (spread**2).sum() ** 1.5)
+    bias = norm.ppf((means < values.mean()).mean())
+    shares = []
+    for share in (0.025, 0.975):
+        z = bias + norm.ppf(share)
+        shares.append(norm.cdf(bias + z / (1 - acceleration * z)))
+    low, high = bootstrap_interval(values, resamples=50_000)
+    assert (low, high) == pytest.approx(np.quantile(means, shares), rel=0.01)
+    assert high - values.mean() > 1.3 * (values.mean() - low)
+
+
+def test_summary_is_seeded() -> None:
     assert filled_table().summary(seed=1) == filled_table().summary(seed=1)
 
 

@@ -22,7 +22,7 @@ History = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 # Okabe and Ito's colours, told apart by colour-blind readers too; the darkest are left out as they vanish on grey
 _STRUCTURE_COLOURS = ("#56B4E9", "#E69F00", "#2FD39B", "#F0E442", "#F07BC4", "#FF6B4A", "#B8A1FF", "#C8E06E")
 _TERM_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#997700", "#44AADD", "#882255", "#666666")
-_MAX_TABLE_ROWS = 9
+MAX_TABLE_ROWS = 9
 
 
 def structure_colour(value: int) -> str:
@@ -264,7 +264,7 @@ def draw_summary_table(ax: Axes, summary: Summary, labels: Mapping[int, str]) ->
     ax.set_axis_off()
     ax.set_title(f"Summary over {summary.cases} cases")
     heads, main, below = _table_cells(summary)
-    hidden = max(0, len(main) - _MAX_TABLE_ROWS)
+    hidden = max(0, len(main) - MAX_TABLE_ROWS)
     main, below = main[hidden:], below[hidden:]
     colours = {name: structure_colour(value) for value, name in labels.items()}
     columns = [0.03, *np.linspace(0.36, 0.895, len(heads) - 2), 0.99]
