@@ -132,15 +132,16 @@ def results(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         return maps, next(csv.DictReader(file))
 
 
-def test_calibration_changes_probabilities_and_no_segmentation(trained: Any, tmp_path: Path) -> None:
+def test_calibration_changes_probabilities_and_no_segmentation(bundle: Any, tmp_path: Path) -> None:
     """What `calibrating` finds lies beside the weights; evaluation and inference apply it, or leave it when told to."""
-    files, copied = ("train", "evaluate"), {"ckpt_dir": str(tmp_path / "models")}
-    (tmp_path / "models").mkdir()
-    shutil.copy(trained.folder / "models" / "model.pt", tmp_path / "models")
+    files, copied = ("train", "evaluate"), {"ckpt_dir": str(tmp_path / "models")} | bundle.small_network
+    few_windows = {"overlap": 0.0} if "overlap" in bundle.load("evaluate") else {}
+    folders = {**copied, "output_dir": str(tmp_path / "training")}
+    bundle.run("training", "train", **bundle.tiny("train", **folders), max_epochs=1)
     found = {}
     for name, calibration in (("before", True), ("calibrating", True), ("after", True), ("off", False)):
-        given = trained.tiny(*files, **copied, output_dir=str(tmp_path / name), calibration=calibration)
-        trained.run("calibrating" if name == "calibrating" else "evaluating", *files, **given)
+        given = bundle.tiny(*files, **copied, **few_windows, output_dir=str(tmp_path / name), calibration=calibration)
+        bundle.run("calibrating" if name == "calibrating" else "evaluating", *files, **given)
         found |= {} if name == "calibrating" else {name: results(tmp_path / name)}
     content = json.loads((tmp_path / "models" / "calibration.json").read_text())
     assert content["nll_after"] <= content["nll_before"] and abs(content["temperature"] - 1.0) > 1e-3
@@ -154,8 +155,8 @@ def test_calibration_changes_probabilities_and_no_segmentation(trained: Any, tmp
 
     inferred = {}
     for calibration in (True, False):
-        folders = {**copied, "output_dir": str(tmp_path / f"inference_{calibration}")}
-        trained.run("inferring", "inference", **trained.tiny("inference", **folders, calibration=calibration))
+        folders = {**copied, **few_windows, "output_dir": str(tmp_path / f"inference_{calibration}")}
+        bundle.run("inferring", "inference", **bundle.tiny("inference", **folders, calibration=calibration))
         case = sorted((tmp_path / f"inference_{calibration}").rglob("*_pred.nii.gz"))[0]
         volumes = (case, case.with_name(case.name.replace("_pred", "_uncertainty")))
         inferred[calibration] = [np.asarray(nib.Nifti1Image.from_filename(path).dataobj) for path in volumes]

@@ -16,6 +16,9 @@ A study file names rows (methods), seeds, and how the data are made::
       supervised: {overlays: [supervised]}
       both: {}
 
+``calibrate: true`` in ``measure`` fits a temperature to each run's weights on the validation section first, for the
+metrics ``*_calibrated``; then another section is to be measured.
+
 ``{source}`` is a linked copy of ``--dataset_dir``, ``{made}`` the folder that the row trains on, ``{seed}`` and
 ``{fold}`` the run's numbers, and any key of a row's ``values`` its value, so that one recipe of data serves rows that
 differ in a number.
