@@ -340,7 +340,7 @@ def test_metrics_before_and_after_temperature_scaling() -> None:
     (after,) = CaseTable({1: "atrium"}).add("c", ones, half, None, maps[1])
     for name in ("ece", "classwise_ece", "brier", "nll"):
         assert both[name] == before[name] and both[f"{name}_calibrated"] == after[name] < before[name]
-    assert "NLL, calibrated [nat]" in table.format_summary()
+    assert "nll_calibrated [nat]" in table.format_summary()
 
 
 def test_case_table_refuses_a_case_twice_and_too_few_channels() -> None:
