@@ -24,7 +24,7 @@ def volumes(**more: Any) -> dict[str, Any]:
 
 def test_every_bundle_has_a_picture() -> None:
     names = {path.parents[1].name for path in ROOT.glob("bundles/*/configs/metadata.json")}
-    assert names == set(pictures.CASES) == set(pictures.SHORTENED)
+    assert names == set(pictures.CASES) == set(pictures.SETTINGS)
 
 
 @pytest.mark.parametrize("kind", ["label", "scribble", "none", "raters"])
