@@ -138,7 +138,7 @@ def test_calibration_changes_probabilities_and_no_segmentation(bundle: Any, tmp_
     few_windows = {"overlap": 0.0} if "overlap" in bundle.load("evaluate") else {}
     folders = {**copied, "output_dir": str(tmp_path / "training")}
     bundle.run("training", "train", **bundle.tiny("train", **folders), max_epochs=1)
-    found = {}
+    found: dict[str, tuple[dict[str, np.ndarray], dict[str, str]]] = {}
     for name, calibration in (("before", True), ("calibrating", True), ("after", True), ("off", False)):
         given = bundle.tiny(*files, **copied, **few_windows, output_dir=str(tmp_path / name), calibration=calibration)
         bundle.run("calibrating" if name == "calibrating" else "evaluating", *files, **given)

@@ -21,9 +21,8 @@ def naive(features: torch.Tensor, guide: torch.Tensor, radius: int, normalise: b
                 near = window(i, shape, radius)
                 mean = sum(float(guide[at(b, c, j)]) for j in near) / len(near)
                 chosen = {j: min(max(1 + (float(guide[at(b, c, j)]) - mean) / band, 0.0), 1.0) for j in near}
-                total = sum(share * features[at(b, c, j)] for j, share in chosen.items())
-                total = total / (sum(chosen.values()) if normalise else 1)
-                found.append(total + features[at(b, c, i)])
+                total = torch.stack([share * features[at(b, c, j)] for j, share in chosen.items()]).sum()
+                found.append(total / (sum(chosen.values()) if normalise else 1) + features[at(b, c, i)])
     return torch.stack(found).reshape(features.shape)
 
 
