@@ -79,9 +79,7 @@ class Server:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
         with self.log.open("w") as log:
             variables = {**kept, "PYTHONPATH": "", "no_proxy": "127.0.0.1", **self.environment}
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, env=variables, cwd=self.app, start_new_session=True
-            )
+            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=variables, cwd=self.app)
         try:
             self._wait_for_start()
         except BaseException:
@@ -194,6 +192,21 @@ class Server:
                 return found
             time.sleep(0.3)
         raise self.error(f"{what} {name} is not done after {TASK} s")
+
+    def wait_for_all(self, what: str, count: int) -> list[dict[str, Any]]:
+        """As many trainings (``train``) or scorings (``scoring``) as the server was to start, when all have ended.
+
+        Raises:
+            ServerError: when they take too long.
+        """
+        end = time.monotonic() + TASK
+        while time.monotonic() < end:
+            answer = self.ask("GET", f"/{what}/?all=true")
+            tasks: list[dict[str, Any]] = answer.json() if answer.status == 200 else []  # 404: none yet
+            if len(tasks) >= count and all(task["status"] in ENDED for task in tasks):
+                return tasks
+            time.sleep(0.5)
+        raise self.error(f"{what}: {count} tasks are not done after {TASK} s")
 
 
 def _form(fields: Mapping[str, str], files: Mapping[str, Path]) -> tuple[bytes, str]:

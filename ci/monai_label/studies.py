@@ -32,7 +32,8 @@ def make_studies(folder: Path, shape: tuple[int, int, int] = (32, 32, 16), seed:
     """
     studies: dict[str, dict[str, str]] = {}
     for number, (kind, (name, count)) in enumerate(CASES.items()):
-        source = make_phantom(folder / ".phantom" / kind, kind, seed + number, {"training": count, "validation": 0}, shape)
+        cases = {"training": count, "validation": 0, "test": 0}
+        source = make_phantom(folder / ".phantom" / kind, kind, seed + number, cases, shape)
         content = json.loads((source / "dataset.json").read_text())
         records = content["training"][BARE_FROM if kind == "unlabelled" else 0 :]
         classes = len(content["labels"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from monailabel.tasks.infer.bundle import BundleInferTask
 from monailabel.utils.others.class_utils import unload_module
 
 from .bundle import IMPORTING, Bundle
-from .records import volume_share
+from .scores import epistemic_entropy, let_drop, mean_of
 
 SEGMENTATION = "segmentation"
 MAPS = ("uncertainty", "disagreement")  # items that a bundle's postprocessing may add, each in the image's own space
@@ -40,7 +39,7 @@ class BundleInfer(BundleInferTask):
 
     def __init__(self, bundle: Bundle, conf: dict[str, str]) -> None:
         if not bundle.weights.is_file():
-            fix = f"put them there, or make the app anew: python ci/label_app.py DIR --bundles {bundle.name} --untrained"
+            fix = f"put them there, or make the app anew by ci/label_app.py --bundles {bundle.name} --untrained"
             raise ValueError(f"{bundle.weights}: no weights to serve. Fix: {fix}.")
         self.bundle = bundle
         with IMPORTING:
@@ -106,7 +105,7 @@ class BundleInfer(BundleInferTask):
         """Write the segmentation or the map that the request names."""
         wanted = data.get("map") or SEGMENTATION
         wanted = wanted[0] if isinstance(wanted, list) else wanted
-        means = {name: volume_share(data[name].numpy()) for name in MAPS if name in data}
+        means = {name: mean_of(data[name]) for name in MAPS if name in data}
         if wanted != SEGMENTATION:
             if wanted not in means:
                 raise ValueError(f"map: {wanted!r} is none of {', '.join([SEGMENTATION, *means])}.")
@@ -126,48 +125,29 @@ class BundleInfer(BundleInferTask):
             network = self.build("network_def", {"network_def#dropout": dropout})
         except TypeError:  # no such argument
             return None
-        layers = [module for module in network.modules() if isinstance(module, torch.nn.modules.dropout._DropoutNd)]
         state = torch.load(self.bundle.weights, map_location="cpu", weights_only=True)
         network.load_state_dict(state.get("model", state))
-        network = network.to(torch.device(device)).eval()
-        for layer in layers:
-            layer.train()
-        return network if layers else None
+        network = network.to(torch.device(device))
+        return network if let_drop(network) else None
 
-    @torch.no_grad()
-    def epistemic_entropy(self, image: str, network: torch.nn.Module, device: str, passes: int, seed: int) -> float:
-        """Mean over the image of the mutual information of a voxel's class and the dropout's mask, divided by log C.
-
-        That is the entropy of the mean over the passes less the mean of the passes' entropies (Gal et al., ICML 2017):
-        what another training could settle, without the noise in the image that none can.
+    def epistemic_entropy(self, image: str, network: torch.nn.Module, device: str, passes: int) -> float:
+        """Of a study, by a network with dropout at work, see :func:`~.scores.epistemic_entropy`.
 
         Args:
             image: path.
             network: of :meth:`dropping`.
             device: where it is.
-            passes: of the image through the network, each with masks of its own; at least 2.
-            seed: of the masks.
+            passes: of the image through the network.
 
         Returns:
             in [0, 1].
         """
-        classes = len(self.bundle.classes)
         data: dict[str, Any] = {"image": image, "image_path": image, "device": device}
         data = run_transforms(data, self.pre_transforms(data), log_prefix="PRE")
-        inferer = self.inferer(data)
-        batch = torch.as_tensor(data["image"])[None].to(device)
-        mean: Any = 0.0
-        within: Any = 0.0
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            for _ in range(passes):
-                answers = torch.as_tensor(inferer(batch, network))[0].float().unflatten(0, (-1, classes)).mean(0)
-                mean = mean + answers / passes
-                within = within + torch.special.entr(answers).sum(0) / passes
-        between = (torch.special.entr(mean).sum(0) - within).clamp_min(0.0) / math.log(classes)
-        return volume_share(between.cpu().numpy())
+        inferer, batch = self.inferer(data), torch.as_tensor(data["image"])[None].to(device)
+        return epistemic_entropy(lambda: inferer(batch, network)[0], len(self.bundle.classes), passes, seed=0)
 
     def mean_disagreement(self, image: str) -> float:
         """Mean over the image of the disagreement between the bundle's networks or samples, in [0, 1]."""
         _, data = self({"image": image, "skip_writer": True, "logging": "ERROR"})
-        return volume_share(data["disagreement"].numpy())
+        return mean_of(data["disagreement"])

@@ -7,7 +7,6 @@ batches hold: see :func:`make_records`.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,9 +121,7 @@ def _strokes(path: str) -> dict[str, str]:
     return {"scribble" if (values == SCRIBBLE_UNLABELLED).any() else "label": path}
 
 
-def split_records(
-    records: Sequence[dict[str, Any]], share: float
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def split_records(records: Sequence[dict[str, Any]], share: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Take a share of the records that can be measured against for validation.
 
     Those are drawn by the images' names, so that a case that has validated once goes on to when others join.
@@ -184,15 +181,3 @@ def refuse_if_hopeless(records: Sequence[Mapping[str, Any]], kinds: Collection[s
     raise ValueError(
         f"no study has a label to learn from, under the tag {', '.join(names)}. Fix: submit a label, or name your tags."
     )
-
-
-def volume_share(values: np.ndarray) -> float:
-    """Mean of a map over the whole image, a finite number.
-
-    Raises:
-        ValueError: when the map is empty or not finite.
-    """
-    mean = float(np.asarray(values, dtype=np.float64).mean()) if values.size else math.nan
-    if not math.isfinite(mean):
-        raise ValueError("the map of the uncertainty is empty or not finite")
-    return mean

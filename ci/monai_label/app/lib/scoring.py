@@ -44,6 +44,10 @@ class Score(ScoringMethod):
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any]:
         """Score all that these weights have not scored yet.
 
+        Args:
+            request: may have ``max_samples``, how many studies to score at most, and ``clean_tags``.
+            datastore: of the studies.
+
         Returns:
             the scores that are new, by image.
         """
@@ -53,7 +57,7 @@ class Score(ScoringMethod):
             study
             for study in studies_of(datastore)
             if tag not in study.labels and not _scored_by(datastore, study.name, self.key, came_from["weights"])
-        ]
+        ][: int(request.get("max_samples", 0)) or None]
         scores = dict(zip((study.name for study in waiting), self.measure(waiting, request), strict=True))
         _keep(datastore, {name: {self.key: {"score": score, **came_from}} for name, score in scores.items()})
         logger.info(f"{self.key}: {len(scores)} studies scored")
@@ -61,7 +65,7 @@ class Score(ScoringMethod):
 
 
 class Entropy(Score):
-    """Epistemic entropy, by dropout at inference, see :meth:`~lib.infer.BundleInfer.epistemic_entropy`.
+    """Epistemic entropy, by dropout at inference, see :func:`~lib.scores.epistemic_entropy`.
 
     Args:
         bundle: whose network scores.
@@ -73,11 +77,11 @@ class Entropy(Score):
         self.infer = infer
 
     def measure(self, images: Sequence[Study], request: Mapping[str, Any]) -> list[float]:
-        """The scores; the request may have ``passes`` (10) and ``dropout`` (0.2)."""
+        """The scores; the request may have ``passes`` (5) and ``dropout`` (0.2)."""
         device = name_to_device(request.get("device", "cuda"))
-        passes = max(2, int(request.get("passes", 10)))
+        passes = max(2, int(request.get("passes", 5)))
         network = self.infer.dropping(float(request.get("dropout", 0.2)), device) if images else None
-        return [self.infer.epistemic_entropy(study.image, network, device, passes, seed=0) for study in images if network]
+        return [self.infer.epistemic_entropy(study.image, network, device, passes) for study in images if network]
 
 
 class Disagreement(Score):
@@ -156,14 +160,15 @@ class Audit(ScoringMethod):
             "audit#structures": {str(value): name for value, name in self.bundle.classes.items()},
             "audit#output_dir": str(folder),
         }
-        (folder / "arguments.json").write_text(json.dumps(arguments))
-        command = [sys.executable, "-m", "monai.bundle", "run", "auditing", "--args_file", str(folder / "arguments.json")]
+        file = folder / "arguments.json"
+        file.write_text(json.dumps(arguments))
+        command = [sys.executable, "-m", "monai.bundle", "run", "auditing", "--args_file", str(file)]
         done = subprocess.run(command, cwd=self.bundle.folder, capture_output=True, text=True)
         if done.returncode != 0:
             raise RuntimeError(f"{self.key}: the audit failed:\n{done.stderr[-3000:]}")
         found: dict[str, dict[str, Any]] = {}
-        with (folder / "audit.csv").open(newline="") as file:
-            for row in csv.DictReader(file):
+        with (folder / "audit.csv").open(newline="") as table:
+            for row in csv.DictReader(table):
                 case = {"image": row["case"], "score": float(row["score"]), "rank": int(row["rank"]), "structures": {}}
                 structures = found.setdefault(row["case"], case)["structures"]
                 structures[row["structure"]] = {"score": float(row["structure_score"]), "verdict": row["verdict"]}
