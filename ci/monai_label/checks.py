@@ -131,7 +131,7 @@ class BundleChecks:
             if not method.startswith(f"{self.name}_") or method.endswith("_audit"):
                 continue
             self.server.run("scoring", method, max_samples=2, passes=2)
-            scores = {study: info[method]["score"] for study, info in self._infos().items() if method in info}
+            scores = {study: info["score"] for study, info in self._kept(method, 2).items()}
             need(len(scores) == 2 and all(0 <= score <= 1 for score in scores.values()), f"{method}: {scores}")
             chosen = self.server.need("POST", f"/activelearning/{method}", json_body={}).json()
             need(chosen["id"] == max(scores, key=lambda study: scores[study]), f"{method}: {scores}, chose {chosen}")
@@ -146,7 +146,8 @@ class BundleChecks:
         before = {path: _hash(Path(path)) for labels in self.studies.values() for path in labels.values()}
         self.server.run("scoring", method)
         need(before == {path: _hash(Path(path)) for path in before}, "a label was overwritten")
-        ranked = {study: info[method] for study, info in self._infos().items() if method in info}
+        audited = [labels for labels in self.studies.values() if {"final", "original"} & set(labels)]
+        ranked = self._kept(method, len(audited))
         need(sorted(row["rank"] for row in ranked.values()) == list(range(1, 1 + len(ranked))), f"ranks: {ranked}")
         need(set(ranked) == set(self._studies_with("proposal")), "proposals are missing")
         for study, row in ranked.items():
@@ -181,8 +182,15 @@ class BundleChecks:
     def _objects(self) -> dict[str, Any]:
         return dict(self.server.need("GET", "/datastore/?output=all").json()["objects"])
 
-    def _infos(self) -> dict[str, dict[str, Any]]:
-        return {study: entry["image"]["info"] for study, entry in self._objects().items()}
+    def _kept(self, method: str, count: int) -> dict[str, dict[str, Any]]:
+        """What a scoring has kept, by study; the server sees what another process wrote a moment later."""
+        for _ in range(50):
+            infos = {study: entry["image"]["info"] for study, entry in self._objects().items()}
+            kept = {study: info[method] for study, info in infos.items() if method in info}
+            if len(kept) >= count:
+                break
+            time.sleep(0.2)
+        return kept
 
     def _studies_with(self, tag: str) -> list[str]:
         return sorted(study for study, entry in self._objects().items() if tag in entry["labels"])

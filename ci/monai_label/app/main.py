@@ -58,7 +58,7 @@ class ImperfectLabelsApp(MONAILabelApp):
         methods: dict[str, ScoringMethod] = {}
         for name, bundle in self.bundles.items():
             infer = self._infers[name]
-            if infer.dropping(0.5, "cpu") is not None:
+            if infer.drops:
                 methods[f"{name}_entropy"] = Entropy(bundle, infer)
             if infer.disagrees:
                 methods[f"{name}_disagreement"] = Disagreement(bundle, infer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,9 @@ class BundleInfer(BundleInferTask):
             self.labels = {**self.labels, BACKGROUND_STROKE: len(bundle.classes)}
         text = (bundle.folder / "configs" / "inference.yaml").read_text()
         self.disagrees = any(name in text for name in SPLITTERS)
+        # build_network hands a dropout to any network by whatever name it knows it
+        target = str(self.bundle_config["network_def"]["_target_"])
+        self.drops = target.endswith("build_network") or "dropout" in signature(type(self.network)).parameters
         self._config["map"] = [SEGMENTATION, *MAPS[: 1 + self.disagrees]]
 
     def pre_transforms(self, data: Any = None) -> Sequence[Callable[..., Any]]:
@@ -114,21 +118,22 @@ class BundleInfer(BundleInferTask):
         result |= {"map": wanted, "means": means, "provenance": self.bundle.provenance(self._chosen_weights(data))}
         return file, result
 
-    def dropping(self, dropout: float, device: str) -> torch.nn.Module | None:
-        """The trained network with dropout at work and all else as in inference; None if it has no dropout to give.
+    def dropping(self, dropout: float, device: str) -> torch.nn.Module:
+        """The trained network with dropout at work and all else as in inference.
 
         Args:
             dropout: probability to drop a value, in (0, 1).
             device: where it will run.
+
+        Raises:
+            ValueError: when nothing in it drops.
         """
-        try:
-            network = self.build("network_def", {"network_def#dropout": dropout})
-        except TypeError:  # no such argument
-            return None
+        network = self.build("network_def", {"network_def#dropout": dropout})
         state = torch.load(self.bundle.weights, map_location="cpu", weights_only=True)
         network.load_state_dict(state.get("model", state))
-        network = network.to(torch.device(device))
-        return network if let_drop(network) else None
+        if not let_drop(network):
+            raise ValueError(f"{self.bundle.name}: nothing in its network drops values at dropout {dropout}.")
+        return network.to(torch.device(device))
 
     def epistemic_entropy(self, image: str, network: torch.nn.Module, device: str, passes: int) -> float:
         """Of a study, by a network with dropout at work, see :func:`~.scores.epistemic_entropy`.

@@ -80,8 +80,10 @@ class Entropy(Score):
         """The scores; the request may have ``passes`` (5) and ``dropout`` (0.2)."""
         device = name_to_device(request.get("device", "cuda"))
         passes = max(2, int(request.get("passes", 5)))
-        network = self.infer.dropping(float(request.get("dropout", 0.2)), device) if images else None
-        return [self.infer.epistemic_entropy(study.image, network, device, passes) for study in images if network]
+        if not images:
+            return []
+        network = self.infer.dropping(float(request.get("dropout", 0.2)), device)
+        return [self.infer.epistemic_entropy(study.image, network, device, passes) for study in images]
 
 
 class Disagreement(Score):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from monailabel.interfaces.datastore import Datastore
@@ -88,10 +89,12 @@ class BundleTrain(BundleTrainTask):
 
 
 def studies_of(datastore: Datastore) -> list[Study]:
-    """All images of a datastore with the paths of their labels."""
+    """All images of a datastore with the paths of the labels that are there."""
     studies = []
     for name in sorted(datastore.list_images()):
         tags = datastore.get_labels_by_image_id(name)
-        labels = {tag: datastore.get_label_uri(label, tag) for tag, label in tags.items()}
+        paths = {tag: datastore.get_label_uri(label, tag) for tag, label in tags.items()}
+        # one that was removed a moment ago may still be listed
+        labels = {tag: path for tag, path in paths.items() if Path(path).is_file()}
         studies.append(Study(name, datastore.get_image_uri(name), labels))
     return studies
