@@ -26,6 +26,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import LoadImage
+from torch.nn import functional
 
 from ci.monai_label.app.lib.scores import epistemic_entropy, let_drop, mean_of
 from common.data import make_phantom
@@ -34,8 +35,8 @@ from common.evaluation.sampling import SplitSamplesd
 from common.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[2]
-SHAPE = (32, 32, 16)
-POOL, START, ASKED, TEST = 16, 3, 3, 6  # cases; START is what the phantom labels
+SHAPE = (24, 24, 16)
+POOL, START, ASKED, TEST = 12, 3, 3, 6  # cases; for alc the phantom's 4 clean labels are the start
 CLASSES = 4
 PASSES = 5
 
@@ -52,11 +53,11 @@ class Setup(NamedTuple):
     settings: dict[str, Any]
 
 
-VOLUMES = {"patch_size": [32, 32, 16], "spacing": [1.0, 1.0, 1.5]}
-MULTICURE = {**VOLUMES, "base_filters": 4, "max_epochs": 4, "epoch_length": 15, "val_interval": 4}
-ALC = {**VOLUMES, "network_def#base_filters": 8, "max_epochs": 4, "epoch_length": 15, "val_interval": 4}
-AMBISSL = {"slice_size": [32, 32], "network_def#backbone": "resnet10", "max_epochs": 4, "epoch_length": 25}
-AMBISSL |= {"network_def#decoder_channels": [32, 16, 8, 8, 8], "network_def#prior_channels": [8, 16, 16, 16]}
+VOLUMES = {"patch_size": [16, 16, 16], "max_epochs": 4, "epoch_length": 20, "val_interval": 2}
+MULTICURE = {**VOLUMES, "base_filters": 4}
+ALC = {**VOLUMES, "network_def#base_filters": 8}
+AMBISSL = {"slice_size": [32, 32], "max_epochs": 4, "epoch_length": 20, "val_interval": 2, "backbone": "resnet10"}
+AMBISSL |= {"decoder_channels": [32, 16, 8, 8, 8], "prior_channels": [8, 16, 16, 16], "raters": 3}
 SETUPS = {
     "multicure": Setup(("disagreement", "entropy"), MULTICURE),
     "alc": Setup(("audit",), ALC),
@@ -156,19 +157,12 @@ class Trial:
             return epistemic_entropy(lambda: inference.maps(image)[:CLASSES], CLASSES, PASSES, self.seed)
         maps = inference.maps(image)
         if score == "audit":
-            label = self._label(self.data / record["label"], image)
+            label = _label(self.data / record["label"])
             parts = [disagreement(maps[:CLASSES].numpy(), label, value) for value in range(1, CLASSES)]
             return float(np.mean(parts))
         if self.bundle == "ambissl":
             return mean_of(SplitSamplesd("pred", CLASSES)({"pred": MetaTensor(maps)})["disagreement"])
         return mean_of(maps[CLASSES])
-
-    def _label(self, path: Path, image: torch.Tensor) -> np.ndarray:
-        """A label beside the preprocessed image: the phantom's axes and spacing are what the bundles ask for."""
-        label: np.ndarray = LoadImage(image_only=True)(path).numpy().astype(np.uint8)
-        if label.shape != tuple(image.shape[1:]):
-            raise RuntimeError(f"{path}: {label.shape} beside an image of {tuple(image.shape[1:])}.")
-        return label
 
     def _dice(self, inference: Inference) -> float:
         values = []
@@ -177,8 +171,9 @@ class Trial:
             maps = inference.maps(image)
             if self.bundle == "ambissl":
                 maps = maps.unflatten(0, (-1, CLASSES)).mean(0)
-            found = maps[:CLASSES].argmax(0).numpy()
-            true = self._label(self.data / record["label"], image)
+            true = _label(self.data / record["label"])
+            # slices are resized; axes and spacing are what the bundles ask for
+            found = functional.interpolate(maps[None, :CLASSES], true.shape, mode="trilinear")[0].argmax(0).numpy()
             for value in range(1, CLASSES):
                 total = (found == value).sum() + (true == value).sum()
                 values.append(2.0 * ((found == value) & (true == value)).sum() / total if total else 1.0)
@@ -194,6 +189,12 @@ class Trial:
             sys.path.remove(str(self.root))
             for module in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
                 del sys.modules[module]
+
+
+def _label(path: Path) -> np.ndarray:
+    """Class numbers of a file."""
+    label: np.ndarray = LoadImage(image_only=True)(path).numpy().astype(np.uint8)
+    return label
 
 
 def _as_rater(record: dict[str, Any]) -> dict[str, Any]:
