@@ -55,7 +55,7 @@ class Setup(NamedTuple):
 
 VOLUMES = {"patch_size": [16, 16, 16], "max_epochs": 4, "epoch_length": 20, "val_interval": 2}
 MULTICURE = {**VOLUMES, "base_filters": 4}
-ALC = {**VOLUMES, "network_def#base_filters": 8}
+ALC = {**VOLUMES, "network_def#base_filters": 4, "clean_per_batch": 2, "noisy_per_batch": 2}
 AMBISSL = {"slice_size": [32, 32], "max_epochs": 4, "epoch_length": 20, "val_interval": 2, "backbone": "resnet10"}
 AMBISSL |= {"decoder_channels": [32, 16, 8, 8, 8], "prior_channels": [8, 16, 16, 16], "raters": 3}
 SETUPS = {
