@@ -7,7 +7,7 @@ makes ``exported/alc`` and ``exported/alc_v<version>.zip``:
 - the needed part of ``common``, found by following imports, stands in ``scripts/_common`` (MONAI Label tells bundles
   apart by forgetting modules named ``scripts``, so nothing may stand outside that package);
 - configs name it by ``scripts._common``, and ``bundle_root`` is ``.``;
-- the trained weights are in ``models/model.pt``.
+- the trained weights are in ``models/model.pt``, the temperature that ``calibrating`` fitted to them beside it.
 
 What a run was given on top of the configs goes along, so that annotation servers, which read no overlays, find it:
 

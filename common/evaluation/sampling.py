@@ -156,6 +156,7 @@ def sample_postprocessing(
     output_dir: str | os.PathLike[str],
     num_classes: int,
     measured: bool = True,
+    weights: str | os.PathLike[str] | None = None,
     consensus: str = "mean",
 ) -> Compose:
     """From n answers to maps in the image's own space and their files.
@@ -169,6 +170,7 @@ def sample_postprocessing(
         output_dir: folder to write to.
         num_classes: C, background included.
         measured: there are ``shown``, ``label`` and ``raters`` in the label's space.
+        weights: the network's file of weights, whose calibration tempers the mean probability; None: none.
         consensus: ``mean``: the class of largest mean probability; ``staple``: see
             :class:`~.consensus.StapleConsensusd`.
 
@@ -182,7 +184,7 @@ def sample_postprocessing(
     steps = [
         Invertd("pred", transform=preprocessing, orig_keys="image", nearest_interp=False),
         SplitSamplesd("pred", num_classes),
-        SegmentationAndUncertaintyd("pred"),
+        SegmentationAndUncertaintyd("pred", weights),
         *([StapleConsensusd("pred", num_classes)] if consensus == "staple" else []),
         SaveNiftid("pred", folder, "pred", dtype="uint8"),
         SaveNiftid("probabilities", folder, "probability"),

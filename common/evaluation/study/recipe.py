@@ -16,6 +16,9 @@ A study file names rows (methods), seeds, and how the data are made::
       supervised: {overlays: [supervised]}
       both: {}
 
+``calibrate: true`` in ``measure`` fits a temperature to each run's weights on the validation section first, for the
+metrics ``*_calibrated``; then another section is to be measured.
+
 ``{source}`` is a linked copy of ``--dataset_dir``, ``{made}`` the folder that the row trains on, ``{seed}`` and
 ``{fold}`` the run's numbers, and any key of a row's ``values`` its value, so that one recipe of data serves rows that
 differ in a number.
@@ -34,8 +37,11 @@ from typing import Any
 import yaml
 
 from ...data.contract.faults import DataError, Fault
+from ..metrics import METRICS
+from ..samples import MEASURES
 
-METRICS = ("dice", "hd95", "asd", "ece")
+DEFAULT_METRICS = ("dice", "hd95", "asd", "ece")
+KNOWN_METRICS = (*METRICS, *MEASURES)  # of a segmentation, and of a set of them
 DEFAULT_WEIGHTS = "model.pt"
 _PLACES = ("source", "made", "seed", "fold")
 _STUDY_KEYS = {
@@ -43,7 +49,7 @@ _STUDY_KEYS = {
     *("metrics", "rows"),
 }
 _ROW_KEYS = {"bundle", "overlays", "settings", "data", "datalist", "values", "labels", "curve"}
-_MEASURE_KEYS = {"section", "weights", "settings"}
+_MEASURE_KEYS = {"section", "weights", "settings", "calibrate"}
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,7 @@ class Study:
         reference: name of the row that the others are compared with.
         metrics: columns of the table, from those of an evaluation.
         file: where it was read.
+        calibrate: fit a temperature on the validation section before, so that the metrics ``*_calibrated`` are there.
     """
 
     title: str
@@ -119,6 +126,7 @@ class Study:
     reference: str
     metrics: tuple[str, ...]
     file: Path
+    calibrate: bool = False
 
     def runs(self, rows: tuple[str, ...] = (), seeds: tuple[int, ...] = ()) -> Iterator[Run]:
         """All runs, seed by seed so that a table with every row is there early.
@@ -157,6 +165,12 @@ def read_study(path: str | os.PathLike[str]) -> Study:
     rows = _read_rows(content, str(file), faults)
     measure = content.get("measure") or {}
     faults += _unknown(measure, _MEASURE_KEYS, f"{file}, measure")
+    calibrate = measure.get("calibrate", False)
+    if not isinstance(calibrate, bool):
+        faults.append(Fault(f"{file}, measure", f"calibrate is {calibrate!r}", "write true or false"))
+    if calibrate and measure.get("section") == "validation":
+        what = "the temperature is fitted on the validation section, which is measured"
+        faults.append(Fault(f"{file}, measure", what, "measure the test section, or leave calibrate out"))
     seeds = content.get("seeds", [0])
     if not isinstance(seeds, list) or not seeds or not all(_is_count(seed) for seed in seeds):
         faults.append(Fault(f"{file}, seeds", f"is {seeds!r}", "write a list of whole numbers, such as [0, 1, 2]"))
@@ -170,6 +184,8 @@ def read_study(path: str | os.PathLike[str]) -> Study:
         faults.append(Fault(f"{file}, reference", f"{reference!r} is no row", f"name one of {names}"))
     for row in rows:
         faults += _check_row(row, str(file), folds)
+    metrics = content.get("metrics", DEFAULT_METRICS)
+    faults += [_unknown_metric(name, str(file)) for name in metrics if name not in KNOWN_METRICS]
     if faults:
         raise DataError(faults, str(file))
     return Study(
@@ -181,8 +197,9 @@ def read_study(path: str | os.PathLike[str]) -> Study:
         weights=measure.get("weights", DEFAULT_WEIGHTS),
         measure_settings=measure.get("settings") or {},
         reference=reference,
-        metrics=tuple(content.get("metrics", METRICS)),
+        metrics=tuple(metrics),
         file=file,
+        calibrate=calibrate,
     )
 
 
@@ -250,6 +267,12 @@ def _unknown(content: Any, known: set[str], where: str) -> list[Fault]:
             fix = f"write {near[0]}" if near else f"use some of {', '.join(sorted(known))}"
             faults.append(Fault(where, f"has an unknown key {key!r}", fix))
     return faults
+
+
+def _unknown_metric(name: Any, file: str) -> Fault:
+    near = difflib.get_close_matches(str(name), KNOWN_METRICS, 1)
+    fix = f"write {near[0]}" if near else f"use some of {', '.join(KNOWN_METRICS)}"
+    return Fault(f"{file}, metrics", f"names {name!r}, which is not measured", fix)
 
 
 def _is_count(value: Any) -> bool:

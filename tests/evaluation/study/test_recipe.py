@@ -62,6 +62,8 @@ def test_folds_are_runs_of_their_own(tmp_path: Path) -> None:
         ({"data": ["split {source} --seed {sed}"]}, "places ['sed'] that nothing fills"),
         ({"datalist": "dataset_fold{fold}.json"}, "places ['fold'] that nothing fills"),
         ({"measure": {"sections": "test"}}, "unknown key 'sections'. Fix: write section"),
+        ({"measure": {"calibrate": "yes"}}, "calibrate is 'yes'. Fix: write true or false"),
+        ({"measure": {"calibrate": True, "section": "validation"}}, "which is measured. Fix: measure the test section"),
     ],
 )
 def test_faults_name_the_place_and_the_fix(changes: dict[str, object], words: str, tmp_path: Path) -> None:
@@ -74,3 +76,10 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
         read_study(written(tmp_path, seeds="many", folds=1, reference="three"))
     assert len(raised.value.faults) == 3
+
+
+def test_metrics_that_are_not_measured(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({"bundle": "alc", "rows": {"a": {}}, "metrics": ["ged", "dice_sofd"]}))
+    with pytest.raises(DataError, match="names 'dice_sofd', which is not measured.*write dice_soft"):
+        read_study(path)
