@@ -72,6 +72,7 @@ class CaseEvaluator(SupervisedEvaluator):
             :class:`~common.evaluation.handlers.CaseMetrics`.
         postprocessing: from the network's answer to files; default: :func:`case_postprocessing` of the loader's own
             transforms.
+        weights: the network's file of weights, whose calibration is applied by the default postprocessing; None: none.
         seed: of the bootstrap.
         val_handlers: handlers beside those that this class attaches.
     """
@@ -85,11 +86,13 @@ class CaseEvaluator(SupervisedEvaluator):
         output_dir: str | os.PathLike[str],
         structures: Mapping[int, str] | None = None,
         postprocessing: Any = None,
+        weights: str | os.PathLike[str] | None = None,
         seed: int = 0,
         val_handlers: Sequence[Any] = (),
     ) -> None:
         if postprocessing is None:
-            postprocessing = case_postprocessing(val_data_loader.dataset.transform, output_dir)
+            postprocessing = case_postprocessing(val_data_loader.dataset.transform, output_dir, weights)
+        self.postprocessing = postprocessing
         handlers: list[Any] = [CaseProgress(output_dir)]
         if structures is not None:
             handlers.append(CaseMetrics(output_dir, dict(structures), seed=seed))
@@ -104,19 +107,22 @@ class CaseEvaluator(SupervisedEvaluator):
         )
 
 
-def case_postprocessing(preprocessing: Compose, output_dir: str | os.PathLike[str]) -> Compose:
+def case_postprocessing(
+    preprocessing: Compose, output_dir: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None
+) -> Compose:
     """Probabilities brought to the label's space, their argmax and entropy, and files of all that a report shows.
 
     Args:
         preprocessing: the transforms of ``image`` to invert; it leaves ``label`` in its own space and an untouched copy
             of the image, ``shown``.
         output_dir: folder to write to.
+        weights: see :class:`~common.data.loading.transforms.SegmentationAndUncertaintyd`.
     """
     folder = str(output_dir)
     return Compose(
         [
             Invertd("pred", transform=preprocessing, orig_keys="image", nearest_interp=False),
-            SegmentationAndUncertaintyd("pred"),
+            SegmentationAndUncertaintyd("pred", weights),
             SaveNiftid("shown", folder, "image"),
             SaveNiftid("uncertainty", folder, "uncertainty"),
             SaveNiftid("label", folder, "label", dtype="uint8", like="shown"),

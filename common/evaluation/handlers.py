@@ -63,7 +63,8 @@ class CaseMetrics:
                 prediction=output["pred"][0].cpu().numpy(),
                 reference=label[0].cpu().numpy(),
                 spacing=voxel_size(label),
-                probabilities=output["probabilities"].cpu().numpy(),
+                probabilities=output.get("uncalibrated", output["probabilities"]).cpu().numpy(),
+                tempered=output["probabilities"].cpu().numpy() if "uncalibrated" in output else None,
             )
 
     def _completed(self, engine: Engine) -> None:

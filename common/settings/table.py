@@ -34,6 +34,7 @@ COMMON = (
     Setting("device", "device", "where to compute"),
     Setting("section", "word", "section of the data set", choices=("training", "validation", "test")),
     Setting("weights", "path", "trained weights"),
+    Setting("calibration", "switch", "temper probabilities, where calibration.json lies beside the weights"),
     Setting("results_dir", "path", "folder of an evaluation's results"),
 )
 

@@ -22,7 +22,7 @@ from common.evaluation.report.cases import grey_window, load_case, pick_slice
 from common.evaluation.report.drawing import _line_styles, case_legend, draw_case
 from common.evaluation.report.errors import largest_error
 from common.evaluation.report.page import SUMMARY_COLUMNS, write_report
-from common.evaluation.report.panels import read_history, read_reliability, structure_colour
+from common.evaluation.report.panels import draw_reliability, read_history, read_reliability, structure_colour
 from common.evaluation.report.rows import shown_cases
 
 LABELS = {0: "background", 1: "core", 2: "shell", 3: "vessel"}
@@ -174,8 +174,33 @@ def test_reliability_is_read_back(tmp_path: Path) -> None:
     table.add("a", ones, ones, None, np.stack([ones * 0.3, ones * 0.7]))
     table.write_reliability_csv(tmp_path / "reliability.csv")
     bins = read_reliability(tmp_path / "reliability.csv")
-    assert bins.shape == (5, 5) and np.isnan(bins[0, 3])
-    assert bins[3] == pytest.approx([0.6, 0.8, 4, 0.7, 1.0], rel=1e-6)
+    assert bins.shape == (5, 8) and np.isnan(bins[0, 3])
+    assert bins[3, :6] == pytest.approx([0.6, 0.8, 4, 0.7, 1.0, 0], rel=1e-6)
+    (tmp_path / "earlier.csv").write_text("lower,upper,count,confidence,accuracy\n0.6,0.8,4,0.7,1.0\n")
+    np.testing.assert_allclose(read_reliability(tmp_path / "earlier.csv"), bins[3:4], rtol=1e-6)
+    table.add("b", ones, ones, None, np.stack([ones * 0.3, ones * 0.7]), np.stack([ones * 0.1, ones * 0.9]))
+    table.write_reliability_csv(tmp_path / "reliability.csv")
+    assert read_reliability(tmp_path / "reliability.csv")[4, 5:] == pytest.approx([4, 0.9, 1.0], rel=1e-6)
+
+
+@pytest.mark.parametrize("tempered", [False, True])
+def test_reliability_shows_calibration(tempered: bool) -> None:
+    table = CaseTable({1: "core"}, bins=5)
+    ones, half = np.ones((2, 2), dtype=int), np.array([[1, 1], [0, 0]])
+    table.add(
+        "a",
+        ones,
+        half,
+        None,
+        np.stack([ones * 0.1, ones * 0.9]),
+        np.stack([ones * 0.4, ones * 0.6]) if tempered else None,
+    )
+    bins = np.array([[np.nan if value is None else value for value in row.values()] for row in table.reliability])
+    ax, counts = Figure().subplots(2)
+    draw_reliability(ax, counts, bins)
+    assert len(ax.lines) == 1 + tempered, "the diagonal, and the line of the tempered probabilities"
+    said = ax.get_title(loc="right")
+    assert said == ("ECE 0.4000, calibrated 0.1000, foreground" if tempered else "ECE 0.4000, foreground")
 
 
 def test_slice_shows_structures_and_disagreement() -> None:

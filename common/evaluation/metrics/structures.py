@@ -10,7 +10,7 @@ import numpy as np
 from monai.metrics.utils import get_mask_edges, get_surface_distance
 from numpy.typing import ArrayLike, NDArray
 
-from ..calibration import ECE_BINS, calibration_errors
+from ..calibration import ECE_BINS, CalibrationErrors, calibration_errors
 
 
 def image_diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
@@ -130,16 +130,26 @@ class Case:
         prediction: integer label map (*S).
         reference: integer label map (*S).
         bins: number of calibration bins.
+        tempered: the probabilities (C, *S) after temperature scaling, or None.
     """
 
     probabilities: ArrayLike | None
     prediction: ArrayLike
     reference: ArrayLike
     bins: int = ECE_BINS
+    tempered: ArrayLike | None = None
 
     @cached_property
-    def calibration(self) -> tuple[float | None, float | None, NDArray[np.float64]]:
-        """:func:`~common.evaluation.calibration.calibration_errors`; without probabilities None, None and zeros."""
-        if self.probabilities is None:
-            return None, None, np.zeros((3, self.bins))
-        return calibration_errors(self.probabilities, self.prediction, self.reference, self.bins)
+    def calibration(self) -> CalibrationErrors:
+        """:func:`~common.evaluation.calibration.calibration_errors`; without probabilities all None and zeros."""
+        return self._errors(self.probabilities)
+
+    @cached_property
+    def tempered_calibration(self) -> CalibrationErrors:
+        """The same of the tempered probabilities."""
+        return self._errors(self.tempered)
+
+    def _errors(self, probabilities: ArrayLike | None) -> CalibrationErrors:
+        if probabilities is None:
+            return CalibrationErrors.none(self.bins)
+        return calibration_errors(probabilities, self.prediction, self.reference, self.bins)

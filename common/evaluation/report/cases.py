@@ -15,9 +15,21 @@ from numpy.typing import NDArray
 
 from .errors import LargestError, largest_error
 
-__all__ = ["CasePicture", "draw_caption", "draw_marks", "draw_scale_bar", "grey_window", "load_case", "pick_slice"]
+__all__ = [
+    "VIEWS",
+    "CasePicture",
+    "draw_caption",
+    "draw_marks",
+    "draw_scale_bar",
+    "grey_window",
+    "load_case",
+    "pick_slice",
+    "read_channels",
+    "slice_axis",
+    "zoom_window",
+]
 
-_VIEWS = ("sagittal", "coronal", "axial")
+VIEWS = ("sagittal", "coronal", "axial")
 # what lies at the left, right, top and bottom of a view: right, left, anterior, posterior, superior, inferior
 _MARKS = ("APSI", "RLSI", "RLAP")
 _AIR = -500.0  # HU; no other modality has values as low as those of air in CT
@@ -60,15 +72,21 @@ class CasePicture:
 
 def _read_volume(path: Path) -> tuple[NDArray[np.float32], tuple[float, ...]]:
     """A NIfTI file's first channel in the orientation nearest to RAS, (X, Y, Z), and its spacing in mm."""
+    channels, spacing = read_channels(path)
+    return channels[..., 0], spacing
+
+
+def read_channels(path: Path) -> tuple[NDArray[np.float32], tuple[float, ...]]:
+    """A NIfTI file in the orientation nearest to RAS, (X, Y, Z, channels), and its spacing in mm."""
     file: Any = nib.load(path)
     if len(file.shape) == 2:
         file = nib.Nifti1Image(np.asanyarray(file.dataobj)[..., None], file.affine)
     file = nib.as_closest_canonical(file)
     data = np.asarray(file.dataobj, dtype=np.float32)
-    return data.reshape(*data.shape[:3], -1)[..., 0], tuple(float(s) for s in file.header.get_zooms()[:3])
+    return data.reshape(*data.shape[:3], -1), tuple(float(s) for s in file.header.get_zooms()[:3])
 
 
-def _slice_axis(shape: Sequence[int], spacing: Sequence[float]) -> int:
+def slice_axis(shape: Sequence[int], spacing: Sequence[float]) -> int:
     """The axis to cut across: a flat one, else that of the thickest slices, else axial."""
     if 1 in shape:
         return list(shape).index(1)
@@ -102,7 +120,7 @@ def pick_slice(label: NDArray[Any] | None, prediction: NDArray[Any] | None, axis
     return int(score.argmax()) if score.any() else length // 2
 
 
-def _zoom(
+def zoom_window(
     masks: Sequence[NDArray[Any] | None], shape: tuple[int, int], spacing: tuple[float, float]
 ) -> tuple[slice, slice]:
     """A window around the structures, about square in mm, with half as much around them as they take themselves."""
@@ -156,7 +174,7 @@ def load_case(
         if volume is not None and volume.shape != image.shape:
             problems.append(f"{kind} has another shape")
             found[kind] = None
-    axis = _slice_axis(image.shape, spacing)
+    axis = slice_axis(image.shape, spacing)
     label, predicted = found["label"], found["pred"]
     volumes = {"image": image, **found}
     window = grey_window(image, [mask for mask in (label, predicted) if mask is not None])
@@ -186,7 +204,7 @@ def _cut(
     plane = planes.pop("image")
     assert plane is not None
     pixel = (spacing[down], spacing[across])
-    zoom = _zoom((planes["label"], planes["pred"]), (plane.shape[0], plane.shape[1]), pixel)
+    zoom = zoom_window((planes["label"], planes["pred"]), (plane.shape[0], plane.shape[1]), pixel)
     label, predicted, uncertain = (None if p is None else p[zoom] for p in planes.values())
     place = None
     if error is not None:
@@ -201,7 +219,7 @@ def _cut(
         uncertainty=uncertain,
         spacing=pixel,
         window=window,
-        where=f"{_VIEWS[axis]} slice {index + 1} of {volume.shape[axis]}",
+        where=f"{VIEWS[axis]} slice {index + 1} of {volume.shape[axis]}",
         marks=_MARKS[axis],
         error=error,
         error_place=place,

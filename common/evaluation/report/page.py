@@ -33,6 +33,7 @@ from .panels import (
     read_reliability,
 )
 from .rows import CaseRows
+from .samples import write_samples_page
 
 __all__ = ["write_report"]
 
@@ -120,7 +121,8 @@ def write_report(
     best case by Dice averaged over structures, each with its image, label, prediction and uncertainty, all uncertainty
     maps on one colour scale, and the slice of its largest error; the summary as a table and each case's Dice. A part
     whose file is not there says so in its place: a report needs neither training history nor pictures. TensorBoard
-    shows the page and each case's pictures beside the curves of the training.
+    shows the page and each case's pictures beside the curves of the training. Where answers are sets,
+    ``report_samples.png`` is written too, see :mod:`.samples`.
 
     Args:
         results_dir: folder of an evaluation, see :class:`~common.evaluation.handlers.CaseMetrics`; ``report.png``, the
@@ -154,6 +156,7 @@ def write_report(
         canvas = FigureCanvasAgg(figure)
         with atomic_path(page) as temporary:
             canvas.print_figure(temporary, dpi=dpi, format="png")
+        write_samples_page(folder, title, rows, dpi)  # where answers are sets
     pixels = np.asarray(imread(page)[..., :3] * 255, dtype=np.uint8)
     show_on_tensorboard(folder, {"report/page": pixels, **cases.cut_out(pixels)})
     return page
