@@ -12,8 +12,10 @@ from monai.handlers import IgniteMetricHandler, StatsHandler, from_engine
 from monai.metrics import DiceMetric
 from monai.transforms import AsDiscreted, Compose, Invertd
 
+from ..data.loading.components import LargestComponentd
 from ..data.loading.transforms import SaveNiftid, SegmentationAndUncertaintyd
 from .handlers import CaseMetrics, CaseProgress
+from .volumes import CaseVolumes
 
 
 class Validator(SupervisedEvaluator):
@@ -69,9 +71,10 @@ class CaseEvaluator(SupervisedEvaluator):
         inferer: gives probabilities, see :mod:`~common.evaluation.inferers`.
         output_dir: folder to write to.
         structures: names by label value; given, each case's ``label`` is compared, see
-            :class:`~common.evaluation.handlers.CaseMetrics`.
+            :class:`~common.evaluation.handlers.CaseMetrics` and :class:`~common.evaluation.volumes.CaseVolumes`.
         postprocessing: from the network's answer to files; default: :func:`case_postprocessing` of the loader's own
             transforms.
+        largest_component: let the default postprocessing keep of each structure its largest component alone.
         seed: of the bootstrap.
         val_handlers: handlers beside those that this class attaches.
     """
@@ -85,14 +88,16 @@ class CaseEvaluator(SupervisedEvaluator):
         output_dir: str | os.PathLike[str],
         structures: Mapping[int, str] | None = None,
         postprocessing: Any = None,
+        largest_component: bool = False,
         seed: int = 0,
         val_handlers: Sequence[Any] = (),
     ) -> None:
         if postprocessing is None:
-            postprocessing = case_postprocessing(val_data_loader.dataset.transform, output_dir)
+            postprocessing = case_postprocessing(val_data_loader.dataset.transform, output_dir, largest_component)
         handlers: list[Any] = [CaseProgress(output_dir)]
         if structures is not None:
             handlers.append(CaseMetrics(output_dir, dict(structures), seed=seed))
+            handlers.append(CaseVolumes(output_dir, structures))
         super().__init__(
             device=device,
             val_data_loader=val_data_loader,
@@ -104,19 +109,23 @@ class CaseEvaluator(SupervisedEvaluator):
         )
 
 
-def case_postprocessing(preprocessing: Compose, output_dir: str | os.PathLike[str]) -> Compose:
+def case_postprocessing(
+    preprocessing: Compose, output_dir: str | os.PathLike[str], largest_component: bool = False
+) -> Compose:
     """Probabilities brought to the label's space, their argmax and entropy, and files of all that a report shows.
 
     Args:
         preprocessing: the transforms of ``image`` to invert; it leaves ``label`` in its own space and an untouched copy
             of the image, ``shown``.
         output_dir: folder to write to.
+        largest_component: keep of each structure its largest component alone.
     """
     folder = str(output_dir)
     return Compose(
         [
             Invertd("pred", transform=preprocessing, orig_keys="image", nearest_interp=False),
             SegmentationAndUncertaintyd("pred"),
+            LargestComponentd("pred", largest_component),
             SaveNiftid("shown", folder, "image"),
             SaveNiftid("uncertainty", folder, "uncertainty"),
             SaveNiftid("label", folder, "label", dtype="uint8", like="shown"),

@@ -22,6 +22,7 @@ from monai.inferers import SliceInferer, SlidingWindowInferer
 from monai.transforms import Compose, Invertd, MapTransform, Transform
 
 from ..data.contract.names import case_name
+from ..data.loading.components import LargestComponentd
 from ..data.loading.transforms import SaveNiftid, SegmentationAndUncertaintyd
 from .samples import set_measures, set_rows, write_set_rows
 
@@ -161,7 +162,11 @@ def _pairs_that_differ(classes: torch.Tensor, num_classes: int) -> torch.Tensor:
 
 
 def sample_postprocessing(
-    preprocessing: Compose, output_dir: str | os.PathLike[str], num_classes: int, measured: bool = True
+    preprocessing: Compose,
+    output_dir: str | os.PathLike[str],
+    num_classes: int,
+    measured: bool = True,
+    largest_component: bool = False,
 ) -> Compose:
     """From n answers to maps in the image's own space and their files.
 
@@ -174,12 +179,14 @@ def sample_postprocessing(
         output_dir: folder to write to.
         num_classes: C, background included.
         measured: there are ``shown``, ``label`` and ``raters`` in the label's space.
+        largest_component: keep of each structure of the consensus its largest component alone; the samples stay.
     """
     folder = str(output_dir)
     steps = [
         Invertd("pred", transform=preprocessing, orig_keys="image", nearest_interp=False),
         SplitSamplesd("pred", num_classes),
         SegmentationAndUncertaintyd("pred"),
+        LargestComponentd("pred", largest_component),
         SaveNiftid("pred", folder, "pred", dtype="uint8"),
         SaveNiftid("probabilities", folder, "probability"),
         SaveNiftid("uncertainty", folder, "uncertainty"),
