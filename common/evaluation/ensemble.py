@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import os
 from collections.abc import Callable, Sequence
@@ -90,8 +91,8 @@ class Ensemble(nn.Module):
             chosen = range(place, answers, number)
             if not chosen:
                 continue
-            codes = latent[:, list(chosen)]
-            found = self._mean_of([network], image, lambda member, seen, codes=codes: _samples(member, seen, codes))
+            answer = functools.partial(_samples, latent=latent[:, list(chosen)])
+            found = self._mean_of([network], image, answer)
             parts |= dict(zip(chosen, log_probability(found).unbind(1), strict=True))
         return torch.stack([parts[j] for j in range(answers)], dim=1)
 
