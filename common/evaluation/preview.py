@@ -47,21 +47,19 @@ def chosen_slices(prediction: NDArray[Any], spacing: Sequence[float]) -> tuple[i
     return axis, middle, int(areas.argmax())
 
 
-def write_preview(
-    path: str | os.PathLike[str],
+def draw_preview(
     image: NDArray[Any],
     prediction: NDArray[Any],
     affine: NDArray[Any],
     labels: Mapping[int, str],
     title: str = "",
     in_mm: bool = True,
-) -> None:
+) -> Figure:
     """Draw the middle slice and the slice of the largest structure, with outlines, volumes and orientation marks.
 
     The patient's right is on the left, front or head on top, as the affine says.
 
     Args:
-        path: PNG file to write.
         image: intensities (X, Y, Z).
         prediction: class numbers of the same shape.
         affine: (4, 4), voxel to mm, right-anterior-superior.
@@ -76,7 +74,6 @@ def write_preview(
     across, down = (other for other in range(3) if other != axis)
     low, high = np.percentile(seen, (0.5, 99.5))
     figure = Figure(figsize=(8.0, 4.6))
-    canvas = FigureCanvasAgg(figure)
     for ax, index, what in zip(figure.subplots(1, 2), (middle, largest), ("middle", "largest structure"), strict=True):
         plane, outlines = (np.take(volume, index, axis=axis).T[::-1, ::-1] for volume in (seen, mask))
         picture = CasePicture(plane, None, outlines, None, (spacing[down], spacing[across]), (low, high), "")
@@ -106,8 +103,7 @@ def write_preview(
     )
     figure.suptitle(title, fontsize=9)
     figure.legend(handles=case_legend(named), loc="lower center", ncols=_PER_ROW, fontsize=7, frameon=False)
-    with atomic_path(path) as temporary:
-        canvas.print_figure(temporary, dpi=110, format="png")
+    return figure
 
 
 def _draw_marks(ax: Axes, across: int, down: int) -> None:
@@ -119,7 +115,7 @@ def _draw_marks(ax: Axes, across: int, down: int) -> None:
 
 
 class CasePreview:
-    """Write ``<case>/<case>_preview.png`` of each case of an evaluator, see :func:`write_preview`.
+    """Write ``<case>/<case>_preview.png`` of each case of an evaluator, see :func:`draw_preview`.
 
     The evaluator's postprocessing gives ``pred`` (1, *S) in the space of the image, whose file it names.
 
@@ -144,8 +140,7 @@ class CasePreview:
             file = str(prediction.meta["filename_or_obj"])
             name = case_name(file)
             image = np.asarray(nib.Nifti1Image.from_filename(file).dataobj, dtype=np.float32)
-            write_preview(
-                self.folder / name / f"{name}_preview.png",
+            figure = draw_preview(
                 image.reshape(*image.shape[:3], -1)[..., 0],  # the first channel
                 prediction[0].cpu().numpy(),
                 prediction.affine.double().cpu().numpy(),
@@ -153,3 +148,5 @@ class CasePreview:
                 title=name,
                 in_mm=voxel_size(prediction) is not None,
             )
+            with atomic_path(self.folder / name / f"{name}_preview.png") as temporary:
+                FigureCanvasAgg(figure).print_figure(temporary, dpi=110, format="png")
