@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -75,7 +76,7 @@ class SettingsTable:
 
     def __init__(self, *settings: Sequence[Setting], checks: Sequence[Check] = ()) -> None:
         self.settings = {setting.name: setting for group in settings for setting in group}
-        self.checks = (_names_fit_classes, *checks)
+        self.checks = (_names_fit_classes, _highdicom_is_there, *checks)
 
     def __contains__(self, name: object) -> bool:
         return name in self.settings
@@ -100,6 +101,11 @@ def _names_fit_classes(values: Mapping[str, Any]) -> Iterator[Fault]:
     if names is not None and classes is not None and len(names) != classes - 1:
         what = f"has {len(names)} items, and num_classes is {classes}, background included"
         yield Fault("structures", what, f"give {classes - 1} names, or null")
+
+
+def _highdicom_is_there(values: Mapping[str, Any]) -> Iterator[Fault]:
+    if values.get("dicom_seg") and importlib.util.find_spec("highdicom") is None:
+        yield Fault("dicom_seg", "is true, and the package highdicom is not installed", "pip install highdicom")
 
 
 def batch_not_empty(first: str, second: str) -> Check:
