@@ -61,6 +61,8 @@ class BundleExport:
                 )
             output = self.metadata["network_data_format"]["outputs"]["pred"]
             output |= {"num_channels": len(self.labels), "channel_def": self.labels}
+            # in the files that inference writes
+            self.values.setdefault("structures", [self.labels[value] for value in sorted(self.labels, key=int)[1:]])
         elif "num_classes" in self.values:
             raise ExportError("the overlay sets num_classes. Fix: --dataset_dir DIR, whose JSON names the classes.")
         if "in_channels" in self.values:
