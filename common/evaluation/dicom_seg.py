@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ def require_highdicom() -> Any:
     except ImportError:
         what = "dicom_seg: the package highdicom is not installed"
         raise ExpectedError(f"{what}. Fix: pip install highdicom, or give dicom_seg false.") from None
+    logging.getLogger("highdicom").setLevel(logging.WARNING)  # it tells of every attribute that it copies
     return highdicom
 
 
