@@ -49,6 +49,13 @@ def voxels(path: Path) -> np.ndarray:
     return np.asarray(nib.Nifti1Image.from_filename(path).dataobj)
 
 
+def test_options_are_off_and_the_same_in_evaluation_and_inference(bundle: Any) -> None:
+    inference, evaluation = bundle.load("inference"), bundle.load("evaluate")
+    assert (inference["mirror_axes"], inference["largest_component"]) == ([], False)
+    assert all(evaluation[key] == inference[key] for key in ("mirror_axes", "largest_component", "weights"))
+    assert inference["dicom_seg"] is False and inference["structures"] is None
+
+
 def test_all_that_is_delivered_of_a_dicom_series(bundle: Any, tmp_path: Path) -> None:
     write_series(tmp_path / "scan", VOLUME)
     given: dict[str, Any] = {"dataset_dir": str(tmp_path / "scan"), "output_dir": str(tmp_path / "out")}
