@@ -169,6 +169,16 @@ def write_set_rows(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]])
         writer.writerows(rows)
 
 
+def read_set_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Read a file of :func:`write_set_rows` back into rows with numbers."""
+    with open(path, newline="", encoding="utf-8") as file:
+        rows: list[dict[str, Any]] = [dict(row) for row in csv.DictReader(file)]
+    for row in rows:
+        row.update({name: int(row[name]) for name in ("samples", "raters")})
+        row.update({name: float(row[name]) if row[name] else None for name in row if name not in SET_COLUMNS[:4]})
+    return rows
+
+
 def _checked(samples: ArrayLike, raters: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Both sets flattened to (n, V) float32 and (r, V) bool."""
     probabilities, masks = np.asarray(samples), np.asarray(raters)

@@ -34,6 +34,8 @@ METHOD = (
     Setting("ema_decay", "number", "of the teacher's moving average", least=0, below=1),
     Setting("input_noise", "number", "standard deviation on the teacher's input", "of the normalised image", least=0),
     Setting("refine", "switch", "weigh the passes as in Eq. 6; else one pass gives the pseudo-label"),
+    Setting("quality_interval", "whole number", "from one measurement of pseudo-labels to the next", "epochs", least=1),
+    Setting("quality_cases", "whole number", "whose pseudo-labels are measured, at the most", least=1),
 )
 SETTINGS = SettingsTable(
     COMMON,

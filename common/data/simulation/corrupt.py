@@ -76,7 +76,8 @@ def corrupt(
 ) -> Path:
     """Write a copy of a data set in which a share of the clean training labels is noisy, scribbles or not there.
 
-    Training records with a label that is not called noisy already take part; which of them are changed is drawn from
+    Training records with a label that is not called noisy already take part (of kind ``unlabelled`` those with several
+    raters, too); which of them are changed is drawn from
     the seed. Each gets ``reference``, a copy of the true label, to measure with. Of kind ``noise`` it also gets
     ``label`` (the changed file) and ``label_quality: noisy``; of kind ``scribble`` it gets ``scribble`` and has no
     ``label`` any more, and the JSON gets ``scribble_unlabelled_value`` (255, unless the data set has one); of kind
@@ -110,7 +111,7 @@ def corrupt(
     root = Path(str(dataset_dir))
     listing = _read_list(root / datalist)
     structures = _structures(listing, root / datalist)
-    candidates = [record for record in listing["training"] if _is_clean(record)]
+    candidates = [record for record in listing["training"] if _takes_part(record, kind)]
     if len(candidates) < 1 + defect.spared:
         needed = "2 are needed: one to corrupt and one to keep" if defect.spared else "1 is needed"
         what = f"{len(candidates)} records with a clean label, {needed}"
@@ -153,7 +154,7 @@ def replay(dataset_dir: str, recipe: str, output: str, datalist: str = "dataset.
 
 def _write(root: Path, listing: dict[str, Any], recipe: dict[str, Any], output: Path) -> Path:
     """Write the corrupted copy: files first, then the JSON; the folder appears when all is done."""
-    training = {_case_key(record): record for record in listing["training"] if _is_clean(record)}
+    training = {_case_key(record): record for record in listing["training"] if _takes_part(record, recipe["kind"])}
     by_case = dict(training)
     if recipe["kind"] == "raters":
         held_out = [record for section in SECTIONS[1:] for record in listing.get(section) or [] if _is_clean(record)]
@@ -163,7 +164,7 @@ def _write(root: Path, listing: dict[str, Any], recipe: dict[str, Any], output: 
         what = f"has no clean training record with image {', '.join(unknown)}, which the recipe names"
         raise fault(root, what, "give the data set that the recipe was made for")
     changed = {case: by_case[case] for case in recipe["cases"]}
-    labels = [record["label"] for record in changed.values()]
+    labels = [record["label"] for record in changed.values() if "label" in record]
     if len(set(labels)) != len(labels):
         raise fault(root, "several records share one label file", "give each record its own label file")
     defect = _defect(recipe["kind"], {key: value for key, value in recipe.items() if key not in COMMON_KEYS})
@@ -324,6 +325,10 @@ def _inside(name: str, datalist: Path) -> str:
     if plain.is_absolute() or ".." in plain.parts:
         raise fault(datalist, f"{name} lies outside the folder", "move the file into it, as the copy must stand alone")
     return plain.as_posix()
+
+
+def _takes_part(record: dict[str, Any], kind: str) -> bool:
+    return _is_clean(record) or (kind == "unlabelled" and is_kind(record, "raters"))
 
 
 def _is_clean(record: dict[str, Any]) -> bool:

@@ -111,8 +111,11 @@ class Unlabelled:
 
     def note(self, record: dict[str, Any]) -> None:
         """Enter the defect into the case's record."""
-        record.pop("label_quality")
-        record.update(reference=record.pop("label"))
+        record.pop("label_quality", None)
+        record.pop("labels", None)  # of several raters
+        record.pop("scribble", None)
+        if "label" in record:
+            record.update(reference=record.pop("label"))
 
 
 @dataclass

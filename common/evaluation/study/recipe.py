@@ -34,8 +34,11 @@ from typing import Any
 import yaml
 
 from ...data.contract.faults import DataError, Fault
+from ..metrics import METRICS
+from ..samples import MEASURES
 
-METRICS = ("dice", "hd95", "asd", "ece")
+DEFAULT_METRICS = ("dice", "hd95", "asd", "ece")
+KNOWN_METRICS = (*METRICS, *MEASURES)  # of a segmentation, and of a set of them
 DEFAULT_WEIGHTS = "model.pt"
 _PLACES = ("source", "made", "seed", "fold")
 _STUDY_KEYS = {
@@ -170,6 +173,8 @@ def read_study(path: str | os.PathLike[str]) -> Study:
         faults.append(Fault(f"{file}, reference", f"{reference!r} is no row", f"name one of {names}"))
     for row in rows:
         faults += _check_row(row, str(file), folds)
+    metrics = content.get("metrics", DEFAULT_METRICS)
+    faults += [_unknown_metric(name, str(file)) for name in metrics if name not in KNOWN_METRICS]
     if faults:
         raise DataError(faults, str(file))
     return Study(
@@ -181,7 +186,7 @@ def read_study(path: str | os.PathLike[str]) -> Study:
         weights=measure.get("weights", DEFAULT_WEIGHTS),
         measure_settings=measure.get("settings") or {},
         reference=reference,
-        metrics=tuple(content.get("metrics", METRICS)),
+        metrics=tuple(metrics),
         file=file,
     )
 
@@ -250,6 +255,12 @@ def _unknown(content: Any, known: set[str], where: str) -> list[Fault]:
             fix = f"write {near[0]}" if near else f"use some of {', '.join(sorted(known))}"
             faults.append(Fault(where, f"has an unknown key {key!r}", fix))
     return faults
+
+
+def _unknown_metric(name: Any, file: str) -> Fault:
+    near = difflib.get_close_matches(str(name), KNOWN_METRICS, 1)
+    fix = f"write {near[0]}" if near else f"use some of {', '.join(KNOWN_METRICS)}"
+    return Fault(f"{file}, metrics", f"names {name!r}, which is not measured", fix)
 
 
 def _is_count(value: Any) -> bool:

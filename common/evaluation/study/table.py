@@ -13,12 +13,19 @@ from numpy.typing import NDArray
 from scipy.stats import permutation_test
 
 from ...files import atomic_path
+from ..metrics import METRICS, bootstrap_interval, read_rows, write_rows
 from ..metrics import Row as CaseRow
-from ..metrics import bootstrap_interval, read_rows, write_rows
+from ..samples import read_set_rows
 from .recipe import Run, Study
 
 PERMUTATIONS = 10_000
-_FRACTIONS = ("dice", "jaccard", "ece", "classwise_ece")  # shown in percent
+_PLAIN = (
+    "ged",
+    "ged_unbiased",
+    "spread",
+    "rater_spread",
+    "spread_correlation",
+)  # neither fractions, which are shown in percent, nor lengths
 _COLUMNS = (
     *("row", "metric", "unit", "mean", "lo", "hi", "seed_lo", "seed_hi", "seeds", "cases", "missed"),
     *("difference", "difference_lo", "difference_hi", "p", "minutes", "peak_mib"),
@@ -94,7 +101,7 @@ def case_means(rows: Sequence[CaseRow], metric: str) -> dict[str, float]:
     """
     values: dict[str, list[float]] = {}
     for row in rows:
-        if row[metric] is not None:
+        if row.get(metric) is not None:
             values.setdefault(row["case"], []).append(float(row[metric]))
     return {case: float(np.mean(found)) for case, found in values.items()}
 
@@ -197,7 +204,7 @@ def write_tables(
     """
     write_rows([line for result in results for line in _csv_rows(result)], output / "table.csv", _COLUMNS)
     cases = [{"row": entry.run.row.name, "run": entry.run.name, **line} for entry in measured for line in entry.rows]
-    write_rows(cases, output / "cases.csv", list(cases[0]) if cases else ["row", "run"])
+    write_rows(cases, output / "cases.csv", list(dict.fromkeys(key for line in cases for key in line)))
     with atomic_path(output / "table.md") as temporary:
         temporary.write_text(format_markdown(study, results, provenance), encoding="utf-8")
     draw_study(study, results, measured, output / "figure.png")
@@ -209,7 +216,7 @@ def _csv_rows(result: RowResult) -> list[CaseRow]:
         low, high = cell.difference_interval or (None, None)
         lines.append(
             {
-                **{"row": result.name, "metric": metric, "unit": "" if metric in _FRACTIONS else result.unit},
+                **{"row": result.name, "metric": metric, "unit": _unit(metric, result.unit)},
                 **{"mean": cell.mean, "lo": cell.interval[0], "hi": cell.interval[1]},
                 **{"seed_lo": cell.seeds[0], "seed_hi": cell.seeds[1], "seeds": result.seeds, "cases": result.cases},
                 **{"missed": result.missed, "difference": cell.difference, "difference_lo": low},
@@ -223,7 +230,7 @@ def format_markdown(study: Study, results: Sequence[RowResult], provenance: str)
     """The table for people: a row a method; fractions in percent, distances with two digits."""
     metrics = [metric for metric in study.metrics if any(metric in result.cells for result in results)]
     unit = results[0].unit if results else "mm"
-    heads = [f"{metric} [%]" if metric in _FRACTIONS else f"{metric} [{unit}]" for metric in metrics]
+    heads = [_head(metric, unit) for metric in metrics]
     first = metrics[0] if metrics else ""
     columns = ["row", *heads, f"{first} over seeds", f"{first} minus {study.reference}", "p", "missed", "min", "MiB"]
     lines = [
@@ -241,10 +248,28 @@ def format_markdown(study: Study, results: Sequence[RowResult], provenance: str)
     return "\n".join([*lines, "", text, "", f"Runs: {counts}.", "", provenance, ""])
 
 
+def _unit(metric: str, length: str) -> str:
+    """Of the values as they are stored: fractions have none, distances that of the run."""
+    return length if metric in METRICS and METRICS[metric].unit == "length" else ""
+
+
+def _scale(metric: str) -> tuple[float, int]:
+    """Factor and digits with which a metric is shown."""
+    if metric in _PLAIN:
+        return 1.0, 4
+    return (1.0, 2) if _unit(metric, "mm") else (100.0, 1)
+
+
+def _head(metric: str, length: str) -> str:
+    if metric in _PLAIN:
+        return metric
+    return f"{metric} [{_unit(metric, length) or '%'}]"
+
+
 def _shown(cell: Cell | None, metric: str) -> str:
     if cell is None:
         return "-"
-    factor, digits = (100.0, 1) if metric in _FRACTIONS else (1.0, 2)
+    factor, digits = _scale(metric)
     numbers = [f"{factor * value:.{digits}f}" for value in (cell.mean, *cell.interval)]
     return f"{numbers[0]} [{numbers[1]}, {numbers[2]}]"
 
@@ -253,7 +278,7 @@ def _difference(result: RowResult, metric: str) -> list[str]:
     cell = result.cells.get(metric)
     if cell is None:
         return ["-", "-", "-"]
-    factor, digits = (100.0, 1) if metric in _FRACTIONS else (1.0, 2)
+    factor, digits = _scale(metric)
     seeds = "-".join(f"{factor * value:.{digits}f}" for value in cell.seeds)
     if cell.difference is None or cell.difference_interval is None or cell.p is None:
         return [seeds, "", ""]
@@ -283,7 +308,8 @@ def draw_study(study: Study, results: Sequence[RowResult], measured: Sequence[Me
                 cell = result.cells[metric]
                 ax.plot(cell.interval, (place, place), color="#0072B2", linewidth=2.2, solid_capstyle="butt")
                 ax.plot(cell.mean, place, "o", color="#0072B2", markersize=4.5)
-        ax.set_xlabel(metric if metric in _FRACTIONS else f"{metric} [{results[0].unit}]")
+        unit = _unit(metric, results[0].unit)
+        ax.set_xlabel(f"{metric} [{unit}]" if unit else metric)
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(axis="x", color="0.92", linewidth=0.6)
         ax.set_axisbelow(True)
@@ -295,5 +321,16 @@ def draw_study(study: Study, results: Sequence[RowResult], measured: Sequence[Me
 
 
 def read_measured(runs: Sequence[tuple[Run, Path, float, float]]) -> list[Measured]:
-    """Read the metrics of complete runs: (run, metrics.csv, seconds, peak MiB) each."""
-    return [Measured(run, tuple(read_rows(path)), seconds, peak) for run, path, seconds, peak in runs]
+    """Read the metrics of complete runs: (run, metrics.csv, seconds, peak MiB) each.
+
+    Where samples.csv lies beside, a set's measures join the rows of their case and structure.
+    """
+    return [Measured(run, tuple(_read_cases(path)), seconds, peak) for run, path, seconds, peak in runs]
+
+
+def _read_cases(path: Path) -> list[CaseRow]:
+    rows = read_rows(path)
+    if (sets := path.with_name("samples.csv")).is_file():
+        measures = {(row.pop("case"), row.pop("structure")): row for row in read_set_rows(sets)}
+        rows = [{**row, **measures.get((row["case"], row["structure"]), {})} for row in rows]
+    return rows

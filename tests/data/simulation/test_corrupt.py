@@ -106,6 +106,15 @@ def test_labels_taken_away(dataset: Path, tmp_path: Path) -> None:
         else:
             assert ("label" in new) == ("label" in old)
     assert listing(replay(str(dataset), str(output / "dataset.json"), str(tmp_path / "again"))) == after
+    with_raters = [
+        {"image": record["image"], "labels": [record["label"]] * 2, "scribble": record["label"]}
+        for record in listing(dataset)["training"][:3]
+    ]
+    change(dataset, training=with_raters, validation=[])
+    left = listing(corrupt(str(dataset), str(tmp_path / "raters"), kind="unlabelled", fraction=0.6))["training"]
+    assert sum("labels" in record for record in left) == 1
+    assert sum(record.keys() == {"image"} for record in left) == 2
+
     with pytest.raises(DataError, match="--radius: is no setting of --kind unlabelled. Fix: leave it out; it has none"):
         corrupt(str(dataset), str(tmp_path / "other"), kind="unlabelled", radius=3)
 

@@ -74,3 +74,10 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
         read_study(written(tmp_path, seeds="many", folds=1, reference="three"))
     assert len(raised.value.faults) == 3
+
+
+def test_metrics_that_are_not_measured(tmp_path: Path) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({"bundle": "alc", "rows": {"a": {}}, "metrics": ["ged", "dice_sofd"]}))
+    with pytest.raises(DataError, match="names 'dice_sofd', which is not measured.*write dice_soft"):
+        read_study(path)

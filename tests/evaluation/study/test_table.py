@@ -10,10 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common.evaluation.metrics import CaseTable
+from common.evaluation.samples import read_set_rows, set_rows, write_set_rows
 from common.evaluation.study import budget
 from common.evaluation.study.budget import Curve, curve_dice, fit_curve, read_curves, write_budget
 from common.evaluation.study.recipe import Row, Run, Study
-from common.evaluation.study.table import Measured, paired_test, summarise_rows, write_tables
+from common.evaluation.study.table import (
+    Measured,
+    format_markdown,
+    paired_test,
+    read_measured,
+    summarise_rows,
+    write_tables,
+)
 
 ROWS = (
     Row("plain", "alc", curve="plain", labels=4),
@@ -132,3 +141,22 @@ def test_budget_needs_two_points_of_a_curve(tmp_path: Path, monkeypatch: pytest.
     write_budget(study(), runs, tmp_path)
     assert "plain: Dice 86.7 with 16 labels" in (tmp_path / "budget.md").read_text()
     assert (tmp_path / "budget.png").is_file() and (tmp_path / "budget.csv").is_file()
+
+
+def test_measures_of_sets_join_the_rows_of_their_case(tmp_path: Path) -> None:
+    table, sets = CaseTable({1: "lesion"}), []
+    mask = np.zeros((8, 8, 4), dtype=np.uint8)
+    mask[2:6, 2:6] = 1
+    for case in ("a", "b"):
+        table.add(case, mask, mask, (1.0, 1.0, 1.0))
+        answers = np.stack([np.stack([1.0 - mask, mask])] * 2)
+        sets += set_rows(case, answers, np.stack([mask, np.zeros_like(mask)]), ["lesion"])
+    table.write_csv(tmp_path / "metrics.csv")
+    write_set_rows(tmp_path / "samples.csv", sets)
+    assert read_set_rows(tmp_path / "samples.csv") == sets
+    found = read_measured([(Run(ROWS[0], 0), tmp_path / "metrics.csv", 60.0, 1.0)])
+    recipe = study(metrics=("ged", "dice", "dice_soft", "hd95"))
+    text = format_markdown(recipe, summarise_rows(recipe, found), "")
+    # 2 E[d(answer, rater)] - E[d(answers)] - E[d(raters)] = 2 x 1/2 - 0 - 1/2
+    assert "| row | ged | dice [%] | dice_soft [%] | hd95 [mm] |" in text
+    assert "| plain | 0.5000 [0.5000, 0.5000] | 100.0 [100.0, 100.0] |" in text
