@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 RESUME_FILE = "last.ckpt"  # MONAI Label offers every *.pt as weights, the one with the shortest name first
+CALIBRATION_FILE = "calibration.json"  # beside the weights that it was fitted to
 UNFINISHED = ".writing-"  # how the names of files begin that are not complete yet
 
 
@@ -48,3 +50,12 @@ def save_atomically(obj: Any, path: str | os.PathLike[str]) -> None:
     """``torch.save`` that a kill at any moment cannot leave half written."""
     with atomic_path(path) as temporary:
         torch.save(obj, temporary)
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.files import UNFINISHED, atomic_path, save_atomically
+from common.files import UNFINISHED, atomic_path, file_digest, save_atomically
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.nii.gz", "case.1.nii.gz", "model.pt", "plain"])
@@ -63,3 +64,9 @@ def test_what_cannot_be_saved_leaves_the_old_weights(tmp_path: Path) -> None:
         save_atomically({"weight": torch.zeros(1), "function": lambda: None}, tmp_path / "a.pt")
     assert torch.load(tmp_path / "a.pt", weights_only=True) == {"weight": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_digest_of_a_large_file(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 10_000
+    (tmp_path / "a").write_bytes(content)
+    assert file_digest(tmp_path / "a") == hashlib.sha256(content).hexdigest()

@@ -138,13 +138,19 @@ def _cases(channels: int, classes: int, device: torch.device) -> dict[str, Case]
         return torch.cat([found.positive, found.negative], dim=1)
 
     return {
-        "affinity": Case(affinity, _affinity, vectors, False),
-        "gate": Case(affinity_gate, _gate, lambda size: (normal(channels, size, 0), normal(channels, size, 1)), True),
-        "bilateral": Case(
-            bilateral_enhancement, _bilateral, lambda size: (normal(classes, size, 0), normal(1, size, 1)), True, 2
+        "affinity": Case(affinity, unfolded_affinity, vectors, False),
+        "gate": Case(
+            affinity_gate, unfolded_gate, lambda size: (normal(channels, size, 0), normal(channels, size, 1)), True
         ),
-        "loss": Case(local_affinity_loss, _loss, lambda size: labelled(classes, size), True),
-        "spread": Case(local_spread, _spread, lambda size: (normal(classes, size, 0),), False),
+        "bilateral": Case(
+            bilateral_enhancement,
+            unfolded_bilateral,
+            lambda size: (normal(classes, size, 0), normal(1, size, 1)),
+            True,
+            2,
+        ),
+        "loss": Case(local_affinity_loss, unfolded_loss, lambda size: labelled(classes, size), True),
+        "spread": Case(local_spread, unfolded_spread, lambda size: (normal(classes, size, 0),), False),
     }
 
 
@@ -158,7 +164,7 @@ def _inside(values: torch.Tensor, side: int = 3) -> torch.Tensor:
     return _windows(torch.ones_like(values[:, :1]), side)
 
 
-def _affinity(probabilities: torch.Tensor, predicted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def unfolded_affinity(probabilities: torch.Tensor, predicted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Eqs. 3 to 5."""
     near, centre = _windows(probabilities), probabilities[..., None]
     cosine = (near * centre).sum(1, keepdim=True) / (
@@ -169,15 +175,16 @@ def _affinity(probabilities: torch.Tensor, predicted: torch.Tensor, labels: torc
     return torch.cat([(cosine * m).sum(-1) / m.sum(-1).clamp_min(1) for m in (positive, negative)], dim=1)
 
 
-def _gate(features: torch.Tensor, guide: torch.Tensor) -> torch.Tensor:
+def unfolded_gate(features: torch.Tensor, guide: torch.Tensor) -> torch.Tensor:
     """Eq. 1, normalised."""
     inside = _inside(guide)
     mean = (_windows(guide).sum(-1) / inside.sum(-1))[..., None]
-    selected = (_windows(guide) >= mean - 1e-6 * mean.abs().clamp_min(1e-6)).float() * inside
+    band = 0.02 * guide.square().mean((2, 3, 4), keepdim=True).sqrt()[..., None]
+    selected = (1 + (_windows(guide) - mean) / band).clamp(0, 1) * inside
     return (selected * _windows(features)).sum(-1) / selected.sum(-1) + features
 
 
-def _bilateral(logits: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+def unfolded_bilateral(logits: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     """Eq. 2."""
     sides = (3, 5, 7)
     result = logits
@@ -193,7 +200,7 @@ def _bilateral(logits: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def _loss(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def unfolded_loss(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Eq. 7 with the decoder's m_pos soft."""
     near, inside = _windows(labels.float(), outside=-1.0), _inside(probabilities)
     given = sum(probabilities[:, c : c + 1, ..., None] * (near == c) for c in range(probabilities.shape[1]))
@@ -203,7 +210,7 @@ def _loss(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return (first + (negative * given).sum(-1) / negative.sum(-1).sqrt().clamp_min(1)).mean()
 
 
-def _spread(values: torch.Tensor) -> torch.Tensor:
+def unfolded_spread(values: torch.Tensor) -> torch.Tensor:
     """Eq. 8 with means."""
     near, inside = _windows(values), _inside(values)
     size = inside.sum(-1)

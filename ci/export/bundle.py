@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from .package import ROOT, CommonPackage, ExportError, names_from_common
 TEXTS = ("", ".py", ".yaml", ".yml", ".json", ".conf", ".md", ".txt", ".csv")
 IMAGES = (".png", ".jpg", ".svg")  # of the documentation
 STAND_ALONE = ("train", "inference")  # configs that hold the settings; others go on top of them
+CALIBRATION_FILE = "calibration.json"  # beside weights, what `calibrating` found for them
 TARGET = "_common"  # package inside `scripts` that holds the copy of `common`
 
 
@@ -83,6 +85,8 @@ class BundleExport:
             _copy(path, target / path.relative_to(self.source))
         if weights is not None:
             _copy(weights, target / "models" / "model.pt")
+            if (calibration := weights.parent / CALIBRATION_FILE).is_file() and _is_of(calibration, weights):
+                _copy(calibration, target / "models" / CALIBRATION_FILE)
 
     def _files(self, endings: tuple[str, ...] = TEXTS) -> list[Path]:
         patterns = ("LICENSE", "configs/*", "docs/**/*", "scripts/**/*.py")
@@ -157,6 +161,15 @@ class BundleExport:
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
+
+
+def _is_of(calibration: Path, weights: Path) -> bool:
+    """Whether the temperature was fitted to these weights."""
+    try:
+        digest: str = json.loads(calibration.read_text())["weights"]
+    except (ValueError, KeyError, TypeError):
+        raise ExportError(f"{calibration}: is no file that calibrating wrote. Fix: remove it.") from None
+    return digest == hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -7,7 +7,7 @@ makes ``exported/alc`` and ``exported/alc_v<version>.zip``:
 - the needed part of ``common``, found by following imports, stands in ``scripts/_common`` (MONAI Label tells bundles
   apart by forgetting modules named ``scripts``, so nothing may stand outside that package);
 - configs name it by ``scripts._common``, and ``bundle_root`` is ``.``;
-- the trained weights are in ``models/model.pt``.
+- the trained weights are in ``models/model.pt``, the temperature that ``calibrating`` fitted to them beside it.
 
 What a run was given on top of the configs goes along, so that annotation servers, which read no overlays, find it:
 
@@ -73,6 +73,7 @@ def export_bundle(
     overlay: Sequence[Path] = (),
     dataset_dir: Path | None = None,
     datalist: str = "dataset.json",
+    latent: bool = False,
     root: Path = ROOT,
 ) -> tuple[Path, Path]:
     """Export a bundle.
@@ -86,6 +87,7 @@ def export_bundle(
         overlay: configs whose values are written into train.yaml and inference.yaml, the later before the earlier.
         dataset_dir: data set that the weights were trained with; its classes are written into configs and metadata.
         datalist: name of its JSON.
+        latent: write the network with its latent code too, see :mod:`.latent`.
         root: folder of the repository.
 
     Returns:
@@ -106,6 +108,10 @@ def export_bundle(
         export.write(fresh, shipped)
         if shipped is not None:
             _try_weights(fresh)
+        if latent:
+            from .latent import export_latent  # torch, which other exports do not need
+
+            export_latent(fresh)
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
             for path in sorted(fresh.rglob("*")):
                 file.write(path, path.relative_to(working))
@@ -127,6 +133,7 @@ def main() -> int:
     parser.add_argument("--overlay", type=Path, nargs="*", default=[], help="configs whose values are written in")
     parser.add_argument("--dataset_dir", type=Path, help="data set whose classes are written in")
     parser.add_argument("--datalist", default="dataset.json", help="name of its JSON")
+    parser.add_argument("--latent", action="store_true", help="TorchScript and ONNX of (image, latent) to logits too")
     arguments = parser.parse_args()
     try:
         folder, archive = export_bundle(**vars(arguments))

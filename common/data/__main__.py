@@ -24,6 +24,7 @@ from .contract.plan import make_plan
 from .simulation import phantom
 from .simulation.corrupt import corrupt as corrupt_data
 from .simulation.corrupt import join_pairs
+from .usage import PROGRAM, help_asked
 
 
 def check(
@@ -162,31 +163,35 @@ def make(output: str, kind: str = "noisy", seed: int = 0) -> None:
     print(f"Phantom ({kind}) in {phantom.make_phantom(str(output), kind, seed)}")
 
 
-def corrupt(dataset_dir: str, output: str, **options: Any) -> None:
-    """Write a copy of a data set with simulated label noise, scribbles or missing labels; its JSON says what was done.
+def corrupt(
+    dataset_dir: str,
+    output: str,
+    *,
+    kind: str = "noise",
+    seed: int = 0,
+    datalist: str = "dataset.json",
+    **options: Any,
+) -> None:
+    """Write a copy of a data set with labels made worse on purpose; its JSON says what was done.
 
     Args:
         dataset_dir: folder of the data set.
         output: folder to make; never overwritten.
-        **options: ``--seed 0``, ``--datalist dataset.json`` and ``--kind noise``, with ``--fraction 0.9`` (share of
-            the training cases) and ``--radius 3 15`` (voxels), or ``--kind scribble``, with ``--fraction 1``,
-            ``--slice_axis 2`` or ``--dims 3``, ``--margin 5`` (voxels around the structures' hull), ``--keep 1``
-            (least share of a skeleton that is traced) and ``--width 1`` (voxels), or ``--kind unlabelled``, with
-            ``--fraction 0.8``, or ``--kind raters``, with ``--fraction 1``, ``--raters 4``, ``--shift 2`` (voxels),
-            ``--missed 0.1``, ``--added 0.1`` (shares of structures) and ``--others keep`` (or ``unlabelled``), or
-            ``--kind boundary``, with ``--fraction 1`` and ``--shift 2`` (voxels).
+        kind: noise, scribble, unlabelled, raters or boundary.
+        seed: seed of everything random.
+        datalist: name of the JSON in that folder.
     """
-    print(f"Corrupted data set in {corrupt_data(str(dataset_dir), output=str(output), **options)}")
+    folder = corrupt_data(str(dataset_dir), output=str(output), kind=kind, seed=seed, datalist=datalist, **options)
+    print(f"Corrupted data set in {folder}")
 
 
 def convert(kind: str, source: str, output: str, **options: Any) -> None:
     """Convert a published data set to the data contract.
 
     Args:
-        kind: {kinds}.
+        kind: name of the converter.
         source: folder as it was downloaded.
         output: folder to make; never overwritten.
-        **options: options of the converter.
     """
     from .converters import CONVERTERS  # the readers of other formats are optional for everything else
 
@@ -199,20 +204,6 @@ def convert(kind: str, source: str, output: str, **options: Any) -> None:
             raise DataError([Fault(f"--{name}", f"is no option of {kind}", fix)])
     folder = CONVERTERS[kind].convert(str(source), str(output), **options)
     print(f"Converted data set in {folder}. Next: python -m common.data check {folder}")
-
-
-def _name_converters() -> None:
-    """Let the help of ``convert`` name every converter with its options."""
-    from .converters import CONVERTERS
-
-    kinds = (
-        f"{name} ({entry.words}{''.join(f'; --{option}' for option in entry.options)})"
-        for name, entry in CONVERTERS.items()
-    )
-    convert.__doc__ = _CONVERT_HELP.replace("{kinds}", ", ".join(kinds))
-
-
-_CONVERT_HELP = str(convert.__doc__)
 
 
 @dataclass
@@ -245,13 +236,14 @@ def main(arguments: list[str] | None = None) -> None:
         "convert": convert,
     }
     given = sys.argv[1:] if arguments is None else arguments
-    if "convert" in given:
-        _name_converters()
+    if (text := help_asked(given, commands)) is not None:
+        print(text)
+        return
     postponed = {name: _postpone(command) for name, command in commands.items()}
     shown = {
         "serialize": lambda result: "" if isinstance(result, _Call) else result
     }  # usage, where no command is given
-    call = fire.Fire(postponed, command=join_pairs(given), name="python -m common.data", **shown)
+    call = fire.Fire(postponed, command=join_pairs(given), name=PROGRAM, **shown)
     if not isinstance(call, _Call):
         return
     try:

@@ -73,7 +73,12 @@ def main(first: str, second: str) -> None:
 
 def _table(place: str) -> Path:
     path = Path(str(place))  # a folder may be called 1
-    return path / "metrics.csv" if path.is_dir() else path
+    if not path.exists():
+        raise ValueError(f"{path}: there is no such folder or file. Fix: give an evaluation's folder or metrics.csv.")
+    table = path / "metrics.csv" if path.is_dir() else path
+    if not table.is_file():
+        raise ValueError(f"{path}: holds no metrics.csv. Fix: run `evaluating` first, or give its results_dir.")
+    return table
 
 
 if __name__ == "__main__":

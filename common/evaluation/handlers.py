@@ -26,7 +26,7 @@ class CaseProgress:
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator."""
-        ProgressBar(persist=True, ncols=120, desc="Cases").attach(engine)
+        ProgressBar(persist=True, dynamic_ncols=True, desc="Cases").attach(engine)
         engine.add_event_handler(Events.COMPLETED, lambda: print(f"Results are in {self.folder}"))
 
 
@@ -63,7 +63,8 @@ class CaseMetrics:
                 prediction=output["pred"][0].cpu().numpy(),
                 reference=label[0].cpu().numpy(),
                 spacing=voxel_size(label),
-                probabilities=output["probabilities"].cpu().numpy(),
+                probabilities=output.get("uncalibrated", output["probabilities"]).cpu().numpy(),
+                tempered=output["probabilities"].cpu().numpy() if "uncalibrated" in output else None,
             )
 
     def _completed(self, engine: Engine) -> None:

@@ -15,15 +15,12 @@ from monai.inferers import SliceInferer, SlidingWindowInferer
 Network = Callable[..., torch.Tensor]
 
 
-def window_probabilities(
-    logits: torch.Tensor, num_classes: int | None = None, temperature: float = 1.0
-) -> torch.Tensor:
-    """softmax(logits / temperature) of one batch of windows, in float32.
+def window_probabilities(logits: torch.Tensor, num_classes: int | None = None) -> torch.Tensor:
+    """softmax(logits) of one batch of windows, in float32.
 
     Args:
         logits: (B, C, ...); channels beyond the classes are maps of their own and stay as they are.
         num_classes: background included; None: all channels.
-        temperature: above 1 makes the probabilities less sure (Guo et al., ICML 2017).
 
     Returns:
         (B, C, ...), sum 1 over the classes.
@@ -32,7 +29,7 @@ def window_probabilities(
         >>> window_probabilities(torch.tensor([[0.0, 0.0, 7.0]]), num_classes=2).tolist()
         [[0.5, 0.5, 7.0]]
     """
-    classes = (logits[:, :num_classes].float() / temperature).softmax(1)
+    classes = logits[:, :num_classes].float().softmax(1)
     return classes if num_classes is None else torch.cat([classes, logits[:, num_classes:].float()], dim=1)
 
 
@@ -45,11 +42,7 @@ class ProbabilityWindowInferer(SlidingWindowInferer):
         overlap: share by which windows overlap, of all axes or of each.
         mode: ``constant``, the plain mean, or ``gaussian``, weights that fall towards a window's border.
         num_classes: see :func:`window_probabilities`.
-        temperature: see :func:`window_probabilities`.
         options: others of SlidingWindowInferer.
-
-    Raises:
-        ValueError: for a temperature of 0 or less.
     """
 
     def __init__(
@@ -59,11 +52,10 @@ class ProbabilityWindowInferer(SlidingWindowInferer):
         overlap: Sequence[float] | float = 0.25,
         mode: str = "constant",
         num_classes: int | None = None,
-        temperature: float = 1.0,
         **options: Any,
     ) -> None:
         super().__init__(roi_size, sw_batch_size, overlap, mode, **options)
-        self.num_classes, self.temperature = num_classes, _positive(temperature)
+        self.num_classes = num_classes
 
     def __call__(self, inputs: torch.Tensor, network: Network, *args: Any, **kwargs: Any) -> Any:
         """Probabilities (B, C, ...) of ``inputs`` (B, channels, ...): the mean over the windows that cover a voxel."""
@@ -79,11 +71,7 @@ class ProbabilitySliceInferer(SliceInferer):
         sw_batch_size: windows a batch.
         overlap: share by which a slice's windows overlap.
         num_classes: see :func:`window_probabilities`.
-        temperature: see :func:`window_probabilities`.
         options: others of SliceInferer.
-
-    Raises:
-        ValueError: for a temperature of 0 or less.
     """
 
     def __init__(
@@ -93,11 +81,10 @@ class ProbabilitySliceInferer(SliceInferer):
         sw_batch_size: int = 1,
         overlap: Sequence[float] | float = 0.25,
         num_classes: int | None = None,
-        temperature: float = 1.0,
         **options: Any,
     ) -> None:
         super().__init__(spatial_dim, roi_size, sw_batch_size, overlap, **options)
-        self.num_classes, self.temperature = num_classes, _positive(temperature)
+        self.num_classes = num_classes
 
     def __call__(self, inputs: torch.Tensor, network: Network, *args: Any, **kwargs: Any) -> Any:
         """Probabilities (B, C, H, W, D) of a volume (B, channels, H, W, D), slice by slice."""
@@ -106,12 +93,6 @@ class ProbabilitySliceInferer(SliceInferer):
 
 def _softened(inferer: ProbabilityWindowInferer | ProbabilitySliceInferer, network: Network) -> Network:
     def probabilities(window: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return window_probabilities(network(window, *args, **kwargs), inferer.num_classes, inferer.temperature)
+        return window_probabilities(network(window, *args, **kwargs), inferer.num_classes)
 
     return probabilities
-
-
-def _positive(temperature: float) -> float:
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}.")
-    return temperature

@@ -23,7 +23,10 @@ from monai.transforms import Compose, Invertd, MapTransform, Transform
 
 from ..data.contract.names import case_name
 from ..data.loading.components import LargestComponentd
+from ..data.loading.temperature import Weights
 from ..data.loading.transforms import SaveNiftid, SegmentationAndUncertaintyd
+from .ambiguity import AMBIGUITY_FILE, ambiguity_row, ambiguity_summary, pairs_that_differ, write_ambiguity
+from .consensus import CONSENSUS, StapleConsensusd
 from .samples import set_measures, set_rows, write_set_rows
 
 
@@ -144,21 +147,10 @@ class SplitSamplesd(MapTransform):
             classes = answers.argmax(1)
             d["sample_probabilities"] = answers
             d["samples"] = MetaTensor(classes.to(torch.uint8), meta=meta)
-            d["disagreement"] = MetaTensor(_pairs_that_differ(classes, self.num_classes), meta=meta)
+            differ = torch.from_numpy(pairs_that_differ(classes.cpu().numpy(), self.num_classes))
+            d["disagreement"] = MetaTensor(differ.float()[None], meta=meta)
             d[key] = MetaTensor(answers.mean(0), meta=meta)
         return d
-
-
-def _pairs_that_differ(classes: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """Share of pairs of different answers with different classes, (1, *S) from (n, *S)."""
-    number = len(classes)
-    if number == 1:
-        return torch.zeros(classes.shape, dtype=torch.float32)
-    same = torch.zeros(classes.shape[1:], dtype=torch.float32)
-    for value in range(num_classes):
-        votes = (classes == value).sum(0).float()
-        same += votes * (votes - 1.0)
-    return (1.0 - same / (number * (number - 1)))[None]
 
 
 def sample_postprocessing(
@@ -166,26 +158,38 @@ def sample_postprocessing(
     output_dir: str | os.PathLike[str],
     num_classes: int,
     measured: bool = True,
+    weights: Weights | None = None,
+    consensus: str = "mean",
     largest_component: bool = False,
 ) -> Compose:
     """From n answers to maps in the image's own space and their files.
 
-    Written for each case: ``pred`` (consensus: the class of largest mean probability), ``probability`` (C channels, the
-    mean), ``uncertainty`` (its entropy divided by log C), ``samples`` (n channels of class numbers), ``disagreement``;
-    and, if measured, ``image``, ``label`` and ``raters`` (R channels), for the report.
+    Written for each case: ``pred`` (the consensus), ``probability`` (C channels, the mean), ``uncertainty`` (its
+    entropy divided by log C), ``samples`` (n channels of class numbers), ``disagreement``; and, if measured, ``image``,
+    ``label`` and ``raters`` (R channels), for the report.
 
     Args:
         preprocessing: the transforms of ``image`` to invert.
         output_dir: folder to write to.
         num_classes: C, background included.
         measured: there are ``shown``, ``label`` and ``raters`` in the label's space.
+        weights: the network's file of weights, whose calibration tempers the mean probability; None: none.
+        consensus: ``mean``: the class of largest mean probability; ``staple``: see
+            :class:`~.consensus.StapleConsensusd`.
         largest_component: keep of each structure of the consensus its largest component alone; the samples stay.
+
+    Raises:
+        ValueError: another consensus.
+        ExpectedError: ``staple``, and SimpleITK is not installed.
     """
+    if consensus not in CONSENSUS:
+        raise ValueError(f"consensus must be one of {', '.join(CONSENSUS)}, got {consensus!r}.")
     folder = str(output_dir)
     steps = [
         Invertd("pred", transform=preprocessing, orig_keys="image", nearest_interp=False),
         SplitSamplesd("pred", num_classes),
-        SegmentationAndUncertaintyd("pred"),
+        SegmentationAndUncertaintyd("pred", weights),
+        *([StapleConsensusd("pred", num_classes)] if consensus == "staple" else []),
         LargestComponentd("pred", largest_component),
         SaveNiftid("pred", folder, "pred", dtype="uint8"),
         SaveNiftid("probabilities", folder, "probability"),
@@ -203,7 +207,7 @@ def sample_postprocessing(
 
 
 class SetMetrics:
-    """Measure the set of answers of every case against its raters; writes ``samples.csv``.
+    """Measure the set of answers of every case against its raters; writes ``samples.csv`` and ``ambiguity.csv``.
 
     Args:
         output_dir: folder to write to.
@@ -214,10 +218,12 @@ class SetMetrics:
         self.folder = Path(output_dir)
         self.names = [name for value, name in sorted(structures.items()) if int(value) != 0]
         self.rows: list[dict[str, Any]] = []
+        self.ambiguity: list[dict[str, Any]] = []
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator."""
         engine.add_event_handler(Events.STARTED, self.rows.clear)
+        engine.add_event_handler(Events.STARTED, self.ambiguity.clear)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._case)
         engine.add_event_handler(Events.COMPLETED, self._completed)
 
@@ -226,10 +232,13 @@ class SetMetrics:
             name = case_name(output["pred"].meta["filename_or_obj"])
             samples, raters = _arrays(output, batch)
             self.rows += set_rows(name, samples, raters, self.names)
+            known = batch.get("probability")
+            self.ambiguity.append(ambiguity_row(name, samples, raters, None if known is None else known.cpu().numpy()))
 
     def _completed(self) -> None:
         write_set_rows(self.folder / "samples.csv", self.rows)
-        print(set_summary(self.rows))
+        write_ambiguity(self.folder / AMBIGUITY_FILE, self.ambiguity)
+        print(set_summary(self.rows), ambiguity_summary(self.ambiguity), sep="\n")
 
 
 def set_summary(rows: Sequence[Mapping[str, Any]]) -> str:

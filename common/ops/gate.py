@@ -21,8 +21,10 @@ def affinity_gate(
     """Add to every voxel its neighbours that the guide selects: implicit affinity enhancement.
 
     Source: Eq. 1 of Zhang et al., AffinityUMamba, MICCAI 2025. A neighbour j in the window of i, its centre included,
-    is selected where guide_j reaches the guide's mean over the window, channel by channel. Ties are decided by
-    guide_j >= mean - 1e-6 max(|mean|, 1e-6), so a constant region is selected whole whatever the mean's rounding.
+    is selected where guide_j reaches the guide's mean over the window, channel by channel. The printed indicator jumps
+    there, and turns the rounding of a guide into another answer: two ways to compute the same convolutions then differ
+    by a tenth of the logits in some places. Here it falls from 1 at the mean to 0 a fiftieth of the channel's root
+    mean square below it, in a straight line. So a constant region is selected whole.
     Places outside the image are neither selected nor part of the mean.
 
     Args:
@@ -60,25 +62,26 @@ def affinity_gate(
 
 
 class _Gate(torch.autograd.Function):
-    """Channel by channel, block by block; keeps its inputs' guide and the numbers selected, a byte each."""
+    """Channel by channel, block by block; keeps its inputs' guide and the sums of what is selected."""
 
     @staticmethod
     def forward(ctx: Any, features: torch.Tensor, guide: torch.Tensor, radius: int, normalise: bool) -> torch.Tensor:
         result = torch.empty_like(features, memory_format=torch.contiguous_format)
-        few = (2 * radius + 1) ** (features.ndim - 2) < 2**8
-        counts = torch.empty_like(result, dtype=torch.uint8 if few else torch.int32) if normalise else None
-        ctx.save_for_backward(guide, counts)
+        counts = torch.empty_like(result) if normalise else None
+        scale = _inverse_band(guide)
+        ctx.save_for_backward(guide, counts, scale)
         ctx.radius = radius
         value, reference, target = (_by_channel(tensor) for tensor in (features, guide, result))
         number = None if counts is None else _by_channel(counts)
-        centre, sizes = (0,) * (features.ndim - 2), window_sizes(features.shape[2:], radius, features)
+        scales, centre = scale.flatten(), (0,) * (features.ndim - 2)
+        sizes = window_sizes(features.shape[2:], radius, features)
 
         def gate(block: WindowBlock) -> None:
-            inner = block.at(block.lay_out(_threshold(block, reference, sizes), torch.inf), centre)
-            guides, own = block.cut(reference, -torch.inf), block.cut(value, 0.0)
+            inner = block.at(block.lay_out(_edge(block, reference, sizes, scales), torch.inf), centre)
+            guides, own = block.cut(reference, -torch.inf).mul_(scales[block.image]), block.cut(value, 0.0)
             total, count, selected = torch.zeros_like(inner), torch.zeros_like(inner), torch.empty_like(inner)
             for offset in (*window_offsets(radius, len(centre)), centre):
-                torch.ge(block.at(guides, offset), inner, out=selected)
+                torch.sub(block.at(guides, offset), inner, out=selected).clamp_(0.0, 1.0)
                 total.addcmul_(selected, block.at(own, offset))
                 if number is not None:
                     count.add_(selected)
@@ -93,23 +96,23 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        guide, counts = ctx.saved_tensors
+        guide, counts, scale = ctx.saved_tensors
         radius, centre = ctx.radius, (0,) * (grad.ndim - 2)
         result = torch.empty_like(grad, memory_format=torch.contiguous_format)
         flow, reference, target = (_by_channel(tensor) for tensor in (grad, guide, result))
         number = None if counts is None else _by_channel(counts)
-        sizes = window_sizes(grad.shape[2:], radius, grad)
+        scales, sizes = scale.flatten(), window_sizes(grad.shape[2:], radius, grad)
 
         def adjoint(block: WindowBlock) -> None:
-            thresholds = block.lay_out(_threshold(block, reference, sizes), torch.inf)
-            own = block.at(block.cut(reference, -torch.inf), centre)
+            edges = block.lay_out(_edge(block, reference, sizes, scales), torch.inf)
+            own = block.at(block.cut(reference, -torch.inf).mul_(scales[block.image]), centre)
             shares = whole = block.cut(flow, 0.0)
             if number is not None:
                 shares = whole / block.cut(number, 1)
             total, selected = block.at(whole, centre).clone(), torch.empty_like(own)
             for offset in (*window_offsets(radius, len(centre)), centre):
                 # this voxel as the neighbour of the one at the offset
-                torch.ge(own, block.at(thresholds, offset), out=selected)
+                torch.sub(own, block.at(edges, offset), out=selected).clamp_(0.0, 1.0)
                 total.addcmul_(selected, block.at(shares, offset))
             block.write(total, target)
 
@@ -122,22 +125,26 @@ def _by_channel(values: torch.Tensor) -> torch.Tensor:
     return values.reshape(-1, 1, *values.shape[2:])
 
 
-def _threshold(block: WindowBlock, guide: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """What a neighbour must reach to be selected, of a block's planes and their margin: (1, planes, W[, D])."""
+def _inverse_band(guide: torch.Tensor) -> torch.Tensor:
+    """1 over the width of the indicator's edge, channel by channel: (B, C, 1, 1[, 1])."""
+    scale = guide.flatten(2).square().mean(2).sqrt()
+    for _ in range(guide.dim() - 2):
+        scale = scale.unsqueeze(-1)
+    return 1.0 / (0.02 * scale).clamp_min(1e-12)
+
+
+def _edge(block: WindowBlock, guide: torch.Tensor, sizes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Where the indicator leaves 0, in widths of its edge, for a block and its margin: (1, planes, W[, D])."""
     radius = block.radius
     inner, outer = block.reach(radius), block.reach(2 * radius)
     sums = box_sum(guide[block.image][:, outer], radius, len(block.shape))
     means = sums[:, inner.start - outer.start : inner.stop - outer.start] / sizes[inner]
-    return _lenient(means)
-
-
-def _lenient(means: torch.Tensor, slack: float = 1e-6) -> torch.Tensor:
-    """A tie with the mean, or with a mean of almost 0, is no matter of rounding."""
-    return means - slack * means.abs().clamp_min(slack)
+    return means * scales[block.image] - 1.0
 
 
 def _plain_gate(features: torch.Tensor, guide: torch.Tensor, radius: int, normalise: bool) -> torch.Tensor:
     """In the part of Python that TorchScript compiles."""
+    guide = guide * _inverse_band(guide)
     margin, places = [radius] * (2 * (features.dim() - 2)), 1
     for _ in range(features.dim() - 2):
         places *= 2 * radius + 1
@@ -147,11 +154,10 @@ def _plain_gate(features: torch.Tensor, guide: torch.Tensor, radius: int, normal
         means = functional.avg_pool3d(sums, 2 * radius + 1, 1) / functional.avg_pool3d(inside, 2 * radius + 1, 1)
     else:
         means = functional.avg_pool2d(sums, 2 * radius + 1, 1) / functional.avg_pool2d(inside, 2 * radius + 1, 1)
-    thresholds = _lenient(means)
     guides, own = functional.pad(guide, margin, value=-math.inf), functional.pad(features, margin)
     total, count = torch.zeros_like(features), torch.zeros_like(features)
     for place in range(places):
-        selected = (_neighbour(guides, place, radius) >= thresholds).to(features.dtype)
+        selected = (_neighbour(guides, place, radius) - means + 1.0).clamp(0.0, 1.0)
         total, count = total + selected * _neighbour(own, place, radius), count + selected
     return features + (total / count if normalise else total)
 

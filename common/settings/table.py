@@ -42,6 +42,7 @@ COMMON = (
     ListSetting("structures", "word", "names of the classes from 1 on, for files; null: class 1, ...", optional=True),
     Setting("preview", "switch", "write a picture of each case"),
     Setting("dicom_seg", "switch", "write a DICOM SEG object beside what was segmented in a DICOM series"),
+    Setting("calibration", "switch", "temper probabilities, where calibration.json lies beside the weights"),
     Setting("results_dir", "path", "folder of an evaluation's results"),
 )
 

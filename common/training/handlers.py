@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .lock import lock_folders
 from .runs import FINAL_FILE, RESUME_FILE, is_first_rank, read_saved, refuse_non_finite, start_run
 
 HISTORY_COLUMNS = ("iteration", "epoch", "name", "value")
+_BAR = "{desc}[{n_fmt}/{total_fmt}] {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 #: what a checkpoint for resuming holds, and of which type
 CHECKPOINT = {
     "method": dict,
@@ -78,20 +80,38 @@ class TrainingRun:
 
 
 class LossProgressBar:
-    """A progress bar that shows every loss term of the trainer's ``state.output[0]["scalars"]``."""
+    """A progress bar with the times and the loss terms of the trainer's ``state.output[0]["scalars"]``.
+
+    It is as wide as the terminal: the total comes first, and terms for which there is no room are left out.
+    """
 
     def attach(self, engine: Engine) -> None:
         """Attach to a trainer."""
         if is_first_rank():
-            ProgressBar(persist=True, ncols=120).attach(engine, output_transform=self._terms)
+            bar = ProgressBar(persist=True, bar_format=_BAR, dynamic_ncols=True)
+            bar.attach(engine, output_transform=lambda output: self._terms(output, engine))
 
     @staticmethod
-    def _terms(output: list[dict[str, Any]]) -> dict[str, str]:
-        return {
-            name.removeprefix("loss/"): f"{value:.3f}"
-            for name, value in output[0]["scalars"].items()
-            if name.startswith("loss/")
-        }
+    def _terms(output: list[dict[str, Any]], engine: Engine) -> dict[str, str]:
+        scalars = output[0]["scalars"]
+        losses = {key.removeprefix("loss/"): value for key, value in scalars.items() if key.startswith("loss/")}
+        epochs, length = engine.state.max_epochs, engine.state.epoch_length
+        room = _terminal_width() - len(f"Epoch [{epochs}/{epochs}]: [{length}/{length}] 100%|{'':8}| 0:00:00<0:00:00")
+        shown: dict[str, str] = {}
+        for name in sorted(losses, key=lambda name: name != "total"):
+            room -= len(f", {name}={losses[name]:.3f}")
+            if room < 0:
+                break
+            shown[name] = f"{losses[name]:.3f}"
+        return shown
+
+
+def _terminal_width() -> int:
+    """Columns of the terminal that progress bars are drawn on; more than any line takes where there is none."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns - 1
+    except (OSError, ValueError):  # a file, a pipe, or no stream at all
+        return 1000
 
 
 class TrainingHistory:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
-from ..files import RESUME_FILE, UNFINISHED
+from ..files import CALIBRATION_FILE, RESUME_FILE, UNFINISHED
 
 FINAL_FILE = "model_final.pt"
 LOGS = ("events.out.tfevents.*", "history.csv")
@@ -80,7 +80,8 @@ def _remove_unfinished(ckpt_dir: Path) -> None:
 
 
 def _set_aside(ckpt_dir: Path, output_dir: Path) -> None:
-    weights = [path for path in sorted([*ckpt_dir.glob("*.pt"), ckpt_dir / RESUME_FILE]) if path.is_file()]
+    kept = [*ckpt_dir.glob("*.pt"), ckpt_dir / RESUME_FILE, ckpt_dir / CALIBRATION_FILE]
+    weights = [path for path in sorted(kept) if path.is_file()]
     logs = [path for pattern in LOGS for path in sorted(output_dir.glob(pattern))]
     if not weights and not logs:
         return

@@ -16,7 +16,8 @@ from monai.utils import BundlePropertyConfig
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(path.relative_to(ROOT / "bundles") for path in ROOT.glob("bundles/*/configs/*.yaml"))
 STAND_ALONE = ("train", "inference")
-RUN_IDS = {"imports", "initialize", "finalize", "run", "training", "evaluating", "inferring", "auditing", "reporting"}
+RUN_IDS = {"imports", "initialize", "finalize", "run", "training", "evaluating", "calibrating", "inferring"}
+RUN_IDS |= {"auditing", "reporting"}
 PROPERTIES = {
     details[BundlePropertyConfig.ID].split("::")[0]
     for kind in (TrainProperties, InferProperties)

@@ -39,6 +39,35 @@ def test_trains_twice_without_a_data_set_of_its_own(
     assert all(isinstance(torch.load(path, weights_only=True), dict) for path in weights)
 
 
+@pytest.mark.parametrize("validation", [None, []], ids=["not handed over", "empty"])
+def test_foreign_records_are_not_validated_on_the_phantom(
+    bundle: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, validation: list[Any] | None
+) -> None:
+    """The server's ``val_split`` -1 leaves the validation's records to the bundle."""
+    overrides = bundle.tiny("train") | bundle.small_network
+    for key in ("dataset_dir", "ckpt_dir", "output_dir"):
+        del overrides[key]
+    overrides |= {"bundle_root": str(tmp_path), "train#trainer#max_epochs": 1}
+    overrides |= {"train#dataset#data": handed_over(bundle)}
+    if validation is not None:
+        overrides["validate#dataset#data"] = validation
+    bundle.run("run", "train", **overrides)
+    assert not (tmp_path / "data").exists() and "phantom" not in caplog.text
+    assert "validation/" not in (tmp_path / "eval" / "history.csv").read_text()
+    final, best = (torch.load(tmp_path / "models" / name, weights_only=True) for name in ("model_final.pt", "model.pt"))
+    assert all(torch.equal(final[name], best[name]) for name in final)
+
+
+@pytest.mark.parametrize("first", ["train#dataset#data", "validate#dataset#data"])
+def test_the_phantoms_own_records_are_validated_on_it(bundle: Any, monkeypatch: pytest.MonkeyPatch, first: str) -> None:
+    monkeypatch.setattr("common.data.contract.open.make_phantom", lambda directory, kind: bundle.dataset)
+    parser = ConfigParser(ConfigParser.load_config_files([ROOT / file for file in bundle.files("train")]))
+    with bundle.imported():
+        parser.get_parsed_content(first)
+        records = parser.get_parsed_content("validate#dataset#data")
+    assert [Path(record["image"]).name for record in records] == ["case_006.nii.gz"]
+
+
 def test_learning_rate_follows_the_trainers_length(bundle: Any) -> None:
     """The server sets ``train#trainer#max_epochs`` alone; the rate at the same share of it must not depend on it."""
 

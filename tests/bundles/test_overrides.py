@@ -60,7 +60,7 @@ OVERRIDES: list[tuple[tuple[str, ...], str, Any, Callable[[Built], bool]]] = [
         [{"image": "a.nii.gz", "label": "b.nii.gz"}] * 2,
         lambda built: len(built("evaluate#dataloader").dataset) == 2,
     ),
-    (("inference",), "inferer#temperature", 2.0, lambda built: built("inferer").temperature == 2.0),
+    (("inference",), "inferer#sw_batch_size", 3, lambda built: built("inferer").sw_batch_size == 3),
 ]
 
 

@@ -16,6 +16,7 @@ import yaml
 
 from ci.export import ROOT, ExportError, export_bundle
 from ci.export.configs import set_keys
+from common.files import file_digest
 
 BUNDLES = sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/metadata.json"))
 FILES = {
@@ -106,6 +107,20 @@ def test_zip_holds_the_folder_and_the_weights(repository: Path, tmp_path: Path) 
         assert file.read("toy/models/model.pt") == (tmp_path / "best.pt").read_bytes()
         names = {name for name in file.namelist() if not name.endswith("/")}
     assert names == {f"toy/{path.relative_to(folder).as_posix()}" for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("fitted_to", ["these", "others", None])
+def test_the_temperature_of_the_weights_goes_along(fitted_to: str | None, repository: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "best.pt"
+    torch.save(torch.nn.Linear(2, 1).state_dict(), weights)
+    content = {"these": file_digest(weights), "others": "0" * 64}
+    (tmp_path / "calibration.json").write_text(json.dumps({"weights": content[fitted_to]} if fitted_to else {}))
+    if fitted_to is None:
+        with pytest.raises(ExportError, match=r"no file that calibrating wrote\. Fix: remove it"):
+            export_bundle("toy", tmp_path / "out", weights=weights, root=repository)
+        return
+    folder, _ = export_bundle("toy", tmp_path / "out", weights=weights, root=repository)
+    assert (folder / "models" / "calibration.json").is_file() == (fitted_to == "these")
 
 
 def test_weights_of_another_network_are_refused(repository: Path, tmp_path: Path) -> None:

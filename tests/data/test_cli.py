@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from common.data import make_phantom, open_data
 from common.data.__main__ import main
+from common.data.converters import CONVERTERS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -299,3 +301,35 @@ def test_without_a_command_there_is_usage(capsys: pytest.CaptureFixture[str]) ->
     main([])
     shown = capsys.readouterr().out
     assert all(f"     {command}\n" in shown for command in ("check", "split", "phantom", "corrupt", "convert"))
+
+
+def help_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    main([*words, "--help"])
+    printed = capsys.readouterr()
+    assert not printed.err
+    return printed.out
+
+
+@pytest.mark.parametrize("command", ["check", "plan", "split", "phantom", "corrupt", "convert"])
+def test_help_is_whole_and_its_command_can_be_copied(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = help_of(capsys, command)
+    assert f"\n    python -m common.data {command} " in shown and "'python" not in shown
+    assert not re.search(r"\*\*|``|Optional\[", shown)
+    assert "POSITIONAL ARGUMENTS" in shown and "FLAGS" in shown
+
+
+def test_help_of_corrupt_tells_each_kind_and_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = help_of(capsys, "corrupt").split("--kind ")
+    (noise,) = [part for part in kinds if part.startswith("noise:")]
+    assert re.search(r"--fraction 0\.9 .*\n +--radius 3 15 +least and greatest radius of the ball in voxels", noise)
+    (raters,) = [part for part in kinds if part.startswith("raters:")]
+    assert all(f"--{option} " in raters for option in ("raters 4", "shift 2.0", "missed 0.1", "others keep"))
+    assert "--radius" not in raters
+
+
+def test_help_of_convert_tells_each_kind_and_of_one_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    every, one = help_of(capsys, "convert"), help_of(capsys, "convert", "pancreas")
+    for name, entry in CONVERTERS.items():
+        assert re.search(rf"^ +{name} +{re.escape(entry.words[:30])}", every, re.MULTILINE), name
+    assert re.search(r"--label_axes auto +how labels lie on images", one) and "--margin " in one
+    assert "promise12" not in one

@@ -31,13 +31,16 @@ def test_calibration_equals_naive_loops_and_monai(classes: int, shape: tuple[int
     reference = blob_map(rng, shape, classes)
     probabilities = random_probabilities(rng, classes, shape)
     prediction = probabilities.argmax(axis=0)
-    ece, classwise, sums = calibration_errors(probabilities, prediction, reference)
+    ece, classwise, brier, nll, sums = calibration_errors(probabilities, prediction, reference)
     foreground = (reference > 0) | (prediction > 0)
     values, true = probabilities[:, foreground], reference[foreground]
     right = (values.argmax(axis=0) == true).astype(float)
     assert ece == pytest.approx(naive_ece(values.max(axis=0), right, ECE_BINS), abs=1e-5)
     per_class = [naive_ece(values[c], (true == c).astype(float), ECE_BINS) for c in range(classes)]
     assert classwise == pytest.approx(np.mean(per_class), abs=1e-5)
+    distances = [sum((values[c, n] - (true[n] == c)) ** 2 for c in range(classes)) for n in range(len(true))]
+    assert brier == pytest.approx(np.mean(distances), rel=1e-5)
+    assert nll == pytest.approx(-np.mean([math.log(values[true[n], n]) for n in range(len(true))]), rel=1e-5)
     metric = CalibrationErrorMetric(num_bins=ECE_BINS, metric_reduction="none")
     metric(y_pred=torch.as_tensor(values)[None], y=torch.as_tensor(true[None] == np.arange(classes)[:, None])[None])
     assert classwise == pytest.approx(metric.aggregate().mean().item(), abs=1e-5)
@@ -52,10 +55,18 @@ def test_calibration_by_hand() -> None:
     """Four voxels at confidence 0.9, half of them right: ECE 0.4; both classes of two are off by as much."""
     probabilities = np.array([[0.1] * 4, [0.9] * 4]).reshape(2, 2, 2)
     reference = np.array([[1, 1], [0, 0]])
-    ece, classwise, sums = calibration_errors(probabilities, np.ones((2, 2), dtype=int), reference)
+    ece, classwise, brier, nll, sums = calibration_errors(probabilities, np.ones((2, 2), dtype=int), reference)
     assert ece == pytest.approx(0.4) and classwise == pytest.approx(0.4)
+    assert brier == pytest.approx((0.02 + 1.62) / 2) and nll == pytest.approx(-(math.log(0.9) + math.log(0.1)) / 2)
     # 0.9 * 15 = 13.5: the 14th bin
     assert sums[:, 13] == pytest.approx([4, 3.6, 2]) and sums[0].sum() == 4
+
+
+def test_no_foreground_and_impossible_labels() -> None:
+    nothing, sure = np.zeros((2, 2), dtype=int), np.stack([np.ones((2, 2)), np.zeros((2, 2))])
+    assert calibration_errors(sure, nothing, nothing)[:4] == (None, None, None, None)
+    # a label of probability 0 costs float32's 23 bits, and not infinity
+    assert calibration_errors(sure, nothing, nothing + 1).nll == pytest.approx(23 * math.log(2))
 
 
 def test_binned_sums_do_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not any("ece" in line for line in lines.values())
 
 
-def test_command_names_the_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"metrics\.csv"):
+def test_command_names_what_is_missing_and_the_fix(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="nowhere: there is no such folder or file. Fix: give an evaluation's folder"):
+        main(str(tmp_path / "nowhere"), str(tmp_path))
+    with pytest.raises(SystemExit, match=r"holds no metrics\.csv. Fix: run `evaluating` first"):
         main(str(tmp_path), str(tmp_path))

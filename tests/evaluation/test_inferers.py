@@ -32,34 +32,33 @@ def image() -> torch.Tensor:
     return torch.rand(1, 1, 6, 10)
 
 
-def by_loops(image: torch.Tensor, network: torch.nn.Module, size: int, stride: int, temperature: float) -> torch.Tensor:
-    """The mean over windows along the last axis of softmax(logits / temperature), voxel by voxel."""
+def by_loops(image: torch.Tensor, network: torch.nn.Module, size: int, stride: int) -> torch.Tensor:
+    """The mean over windows along the last axis of softmax(logits), voxel by voxel."""
     width = image.shape[-1]
     total = torch.zeros(1, CLASSES, *image.shape[2:])
     count = torch.zeros(width)
     for start in range(0, width - size + 1, stride):
         logits = network(image[..., start : start + size])
         for row, column in np.ndindex(image.shape[2], size):
-            powers = [float(np.exp(float(logits[0, c, row, column]) / temperature)) for c in range(CLASSES)]
+            powers = [float(np.exp(float(logits[0, c, row, column]))) for c in range(CLASSES)]
             for c in range(CLASSES):
                 total[0, c, row, start + column] += powers[c] / sum(powers)
         count[start : start + size] += 1
     return total / count
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_mean_of_the_windows_probabilities(temperature: float, image: torch.Tensor) -> None:
-    inferer = ProbabilityWindowInferer((6, 4), sw_batch_size=3, overlap=0.5, temperature=temperature)
+def test_mean_of_the_windows_probabilities(image: torch.Tensor) -> None:
+    inferer = ProbabilityWindowInferer((6, 4), sw_batch_size=3, overlap=0.5)
     found = inferer(image, PlaceNet())
-    torch.testing.assert_close(found, by_loops(image, PlaceNet(), 4, 2, temperature), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found, by_loops(image, PlaceNet(), 4, 2), rtol=1e-5, atol=1e-6)
     logits = SlidingWindowInferer((6, 4), overlap=0.5)(image, PlaceNet())
-    assert (found - (logits / temperature).softmax(1)).abs().max() > 0.01, "the mean of logits would pass as well"
+    assert (found - logits.softmax(1)).abs().max() > 0.01, "the mean of logits would pass as well"
 
 
 def test_channels_beyond_the_classes_stay(image: torch.Tensor) -> None:
     inferer = ProbabilityWindowInferer((6, 4), overlap=0.5, num_classes=CLASSES)
     found = inferer(image, PlaceNet(extra=True))
-    torch.testing.assert_close(found[:, :CLASSES], by_loops(image, PlaceNet(), 4, 2, 1.0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found[:, :CLASSES], by_loops(image, PlaceNet(), 4, 2), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(found[:, CLASSES:], image)
 
 
@@ -68,7 +67,7 @@ def test_slices(image: torch.Tensor) -> None:
     arguments: dict[str, Any] = {"roi_size": (6, 4), "sw_batch_size": 2, "overlap": 0.5}
     found = ProbabilitySliceInferer(spatial_dim=1, **arguments)(volume, PlaceNet())
     for place in range(5):
-        expected = by_loops(volume[..., place, :], PlaceNet(), 4, 2, 1.0)
+        expected = by_loops(volume[..., place, :], PlaceNet(), 4, 2)
         torch.testing.assert_close(found[..., place, :], expected, rtol=1e-5, atol=1e-6)
     assert isinstance(ProbabilitySliceInferer(**arguments), SliceInferer)
 
@@ -78,11 +77,3 @@ def test_softmax_is_float32_whatever_the_network_gives() -> None:
     found = window_probabilities(logits)
     assert found.dtype is torch.float32
     torch.testing.assert_close(found, logits.float().softmax(1))
-
-
-@pytest.mark.parametrize("temperature", [0.0, -1.0])
-def test_temperature_out_of_range(temperature: float) -> None:
-    with pytest.raises(ValueError, match="temperature must be above 0"):
-        ProbabilityWindowInferer((4, 4), temperature=temperature)
-    with pytest.raises(ValueError, match="temperature must be above 0"):
-        ProbabilitySliceInferer((4, 4), temperature=temperature)

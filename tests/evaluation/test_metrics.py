@@ -13,6 +13,7 @@ import pytest
 import torch
 from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
 from scipy.ndimage import binary_erosion
+from scipy.stats import norm
 
 from common.evaluation.metrics import (
     MEAN_STRUCTURE,
@@ -179,7 +180,7 @@ def test_empty_masks(shape: tuple[int, ...]) -> None:
         assert row["hd95"] == row["asd"] == row["hd95_medpy"] == row["asd_medpy"] == pytest.approx(diagonal)
         assert row["hd95_medpy_voxels"] == row["asd_medpy_voxels"] == pytest.approx(math.hypot(*shape))
     assert [neither[m] for m in ("dice", "jaccard")] == [1.0, 1.0]
-    assert {neither[m] for m, metric in METRICS.items() if metric.unit} == {0.0}
+    assert {neither[m] for m, metric in METRICS.items() if metric.unit and metric.of == "structure"} == {0.0}
 
 
 def test_arguments_that_do_not_fit_are_refused() -> None:
@@ -216,7 +217,7 @@ def test_summary_has_every_metric_and_no_nan(classes: int, dims: int) -> None:
     summary = filled_table(classes, dims).summary()
     names = [LABELS[v] for v in range(1, classes)] + ([MEAN_STRUCTURE] if classes > 2 else [])
     expected = {(m, n) for m, metric in METRICS.items() if metric.of == "structure" for n in names}
-    expected |= {("ece", "all classes"), ("classwise_ece", "all classes")}
+    expected |= {(name, "all classes") for name in ("ece", "classwise_ece", "brier", "nll")}
     assert {(row["metric"], row["structure"]) for row in summary.rows} == expected
     for row in summary.rows:
         assert all(math.isfinite(row[key]) for key in ("mean", "sd", "lo", "hi"))
@@ -266,7 +267,29 @@ def test_bootstrap_is_deterministic_and_sensible() -> None:
     assert low == pytest.approx(values.mean() - half, abs=0.01) and high == pytest.approx(
         values.mean() + half, abs=0.01
     )
-    assert bootstrap_interval([0.5]) == (0.5, 0.5)
+    assert bootstrap_interval([0.5]) == (0.5, 0.5) == bootstrap_interval([0.5] * 4)
+    low, high = bootstrap_interval([0.1, 0.3 - 0.2, 0.1])  # equal but for rounding
+    assert low == pytest.approx(0.1) and high == pytest.approx(0.1)
+
+
+def test_bootstrap_interval_is_bca() -> None:
+    """Efron's formulas, written out, over the same kind of draws: long to the side of a skewed sample's tail."""
+    values = np.array([1.0, 1.2, 1.5, 1.7, 2.0, 2.1, 2.4, 2.8, 3.1, 4.0, 9.0, 14.0])
+    means = values[np.random.default_rng(2).integers(0, 12, (200_000, 12))].mean(axis=1)
+    left_out = np.array([np.delete(values, index).mean() for index in range(12)])
+    spread = left_out.mean() - left_out
+    acceleration = (spread**3).sum() / (6 * (spread**2).sum() ** 1.5)
+    bias = norm.ppf((means < values.mean()).mean())
+    shares = []
+    for share in (0.025, 0.975):
+        z = bias + norm.ppf(share)
+        shares.append(norm.cdf(bias + z / (1 - acceleration * z)))
+    low, high = bootstrap_interval(values, resamples=50_000)
+    assert (low, high) == pytest.approx(np.quantile(means, shares), rel=0.01)
+    assert high - values.mean() > 1.3 * (values.mean() - low)
+
+
+def test_summary_is_seeded() -> None:
     assert filled_table().summary(seed=1) == filled_table().summary(seed=1)
 
 
@@ -299,11 +322,25 @@ def test_reliability_adds_up_over_cases(tmp_path: Path) -> None:
     table.add("a", ones, ones, None, np.stack([ones * 0.25, ones * 0.75]))
     table.add("b", ones, ones * 0, None, np.stack([ones * 0.25, ones * 0.75]))
     filled = [row for row in table.reliability if row["count"]]
-    assert filled == [{"lower": 0.7, "upper": 0.8, "count": 8, "confidence": 0.75, "accuracy": 0.5}]
+    untempered = {"count_calibrated": 0, "confidence_calibrated": None, "accuracy_calibrated": None}
+    assert filled == [{"lower": 0.7, "upper": 0.8, "count": 8, "confidence": 0.75, "accuracy": 0.5} | untempered]
     table.write_reliability_csv(tmp_path / "reliability.csv")
     with (tmp_path / "reliability.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 10 and lines[7]["count"] == "8" and lines[0]["accuracy"] == ""
+
+
+def test_metrics_before_and_after_temperature_scaling() -> None:
+    table = CaseTable({1: "atrium"})
+    ones, half = np.ones((2, 2), dtype=int), np.array([[1, 1], [0, 0]])
+    maps = [np.stack([ones * (1 - p), ones * p]) for p in (0.9, 0.6)]
+    (before,) = table.add("a", ones, half, None, maps[0])
+    (both,) = table.add("b", ones, half, None, *maps)
+    assert before["ece"] == pytest.approx(0.4) and before["ece_calibrated"] is None and before["nll_calibrated"] is None
+    (after,) = CaseTable({1: "atrium"}).add("c", ones, half, None, maps[1])
+    for name in ("ece", "classwise_ece", "brier", "nll"):
+        assert both[name] == before[name] and both[f"{name}_calibrated"] == after[name] < before[name]
+    assert "nll_calibrated [nat]" in table.format_summary()
 
 
 def test_case_table_refuses_a_case_twice_and_too_few_channels() -> None:

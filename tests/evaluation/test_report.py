@@ -18,10 +18,12 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 
 from common.evaluation.metrics import CaseTable
-from common.evaluation.report import page as report
-from common.evaluation.report.cases import load_case, pick_slice
-from common.evaluation.report.page import SUMMARY_COLUMNS, case_legend, draw_case, structure_colour, write_report
-from common.evaluation.report.panels import read_history, read_reliability
+from common.evaluation.report.cases import grey_window, load_case, pick_slice
+from common.evaluation.report.drawing import _line_styles, case_legend, draw_case
+from common.evaluation.report.errors import largest_error
+from common.evaluation.report.page import SUMMARY_COLUMNS, write_report
+from common.evaluation.report.panels import draw_reliability, read_history, read_reliability, structure_colour
+from common.evaluation.report.rows import shown_cases
 
 LABELS = {0: "background", 1: "core", 2: "shell", 3: "vessel"}
 SPACING = (1.0, 1.0, 2.0)
@@ -86,7 +88,7 @@ def test_complete_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classe
     page, texts = run_report(tmp_path, monkeypatch)
     assert dict(matplotlib.rcParams) == style
     pixels = imread(page)
-    assert pixels.shape[:2] == (584, 413) and pixels[..., :3].std() > 0.1
+    assert pixels.shape[1] == 413 and pixels[..., :3].std() > 0.1
     everything = "\n".join(texts)
     assert "Phantom" in texts and not [text for text in texts if text.startswith("no ")]
     for heading in ("Worst case:  case_3", "Median case:  case_2", "Best case:  case_0"):
@@ -132,7 +134,7 @@ def test_shown_cases_are_worst_median_and_best() -> None:
     def rows(**dice: float) -> list[dict[str, Any]]:
         return [{"case": case, "dice": value + shift} for shift in (-0.1, 0.1) for case, value in dice.items()]
 
-    shown = report._shown_cases
+    shown = shown_cases
     assert shown([]) == []
     assert shown(rows(a=0.5)) == [("only", "a")]
     assert shown(rows(a=0.5, b=0.2)) == [("worst", "b"), ("best", "a")]
@@ -172,8 +174,33 @@ def test_reliability_is_read_back(tmp_path: Path) -> None:
     table.add("a", ones, ones, None, np.stack([ones * 0.3, ones * 0.7]))
     table.write_reliability_csv(tmp_path / "reliability.csv")
     bins = read_reliability(tmp_path / "reliability.csv")
-    assert bins.shape == (5, 5) and np.isnan(bins[0, 3])
-    assert bins[3] == pytest.approx([0.6, 0.8, 4, 0.7, 1.0], rel=1e-6)
+    assert bins.shape == (5, 8) and np.isnan(bins[0, 3])
+    assert bins[3, :6] == pytest.approx([0.6, 0.8, 4, 0.7, 1.0, 0], rel=1e-6)
+    (tmp_path / "earlier.csv").write_text("lower,upper,count,confidence,accuracy\n0.6,0.8,4,0.7,1.0\n")
+    np.testing.assert_allclose(read_reliability(tmp_path / "earlier.csv"), bins[3:4], rtol=1e-6)
+    table.add("b", ones, ones, None, np.stack([ones * 0.3, ones * 0.7]), np.stack([ones * 0.1, ones * 0.9]))
+    table.write_reliability_csv(tmp_path / "reliability.csv")
+    assert read_reliability(tmp_path / "reliability.csv")[4, 5:] == pytest.approx([4, 0.9, 1.0], rel=1e-6)
+
+
+@pytest.mark.parametrize("tempered", [False, True])
+def test_reliability_shows_calibration(tempered: bool) -> None:
+    table = CaseTable({1: "core"}, bins=5)
+    ones, half = np.ones((2, 2), dtype=int), np.array([[1, 1], [0, 0]])
+    table.add(
+        "a",
+        ones,
+        half,
+        None,
+        np.stack([ones * 0.1, ones * 0.9]),
+        np.stack([ones * 0.4, ones * 0.6]) if tempered else None,
+    )
+    bins = np.array([[np.nan if value is None else value for value in row.values()] for row in table.reliability])
+    ax, counts = Figure().subplots(2)
+    draw_reliability(ax, counts, bins)
+    assert len(ax.lines) == 1 + tempered, "the diagonal, and the line of the tempered probabilities"
+    said = ax.get_title(loc="right")
+    assert said == ("ECE 0.4000, calibrated 0.1000, foreground" if tempered else "ECE 0.4000, foreground")
 
 
 def test_slice_shows_structures_and_disagreement() -> None:
@@ -204,7 +231,7 @@ def test_case_is_turned_and_cut_by_its_affine(tmp_path: Path) -> None:
         write_case(tmp_path, f"case{flip}", affine=affine, **stored)
         picture = load_case(tmp_path, f"case{flip}")
         assert picture is not None and picture.label is not None and picture.prediction is None
-        assert picture.where == "axial slice 3 of 6" and picture.spacing == (1.0, 1.0)
+        assert picture.where == "axial slice 3 of 6" and picture.spacing == (1.0, 1.0) and picture.marks == "RLAP"
         rows, columns = picture.label.shape
         assert np.argwhere(picture.label).tolist() == [[0, columns - 1]] and rows <= 10
     assert load_case(tmp_path, "nobody") is None
@@ -215,6 +242,7 @@ def test_case_of_thick_sagittal_slices_flat_images_and_other_shapes(tmp_path: Pa
     write_case(tmp_path, "thick", affine=np.diag([5.0, 1.0, 0.5, 1.0]), image=image, label=image[:4])
     picture = load_case(tmp_path, "thick")
     assert picture is not None and picture.where == "sagittal slice 3 of 5" and picture.spacing == (0.5, 1.0)
+    assert picture.marks == "APSI"
     assert picture.problems == ["label has another shape"] and picture.image.shape == (14, 12)
     write_case(tmp_path, "flat", image=image[0])
     flat = load_case(tmp_path, "flat")
@@ -265,5 +293,98 @@ def test_legend_and_colours_are_consistent() -> None:
     colours = [structure_colour(value) for value in range(1, 9)]
     assert len(set(colours)) == 8 and structure_colour(9) == colours[0]
     assert [to_rgba(handle.get_color()) for handle in handles[:3]] == [to_rgba(colour) for colour in colours[:3]]
-    styles = report._line_styles(["label", "a", "b"])
+    styles = _line_styles(["label", "a", "b"])
     assert styles["label"] == "solid" and styles["a"] != styles["b"]
+
+
+def test_window_clips_neither_the_image_nor_its_structures() -> None:
+    image = np.random.default_rng(0).normal(100, 10, (20, 20, 20))
+    label = np.zeros(image.shape, int)
+    label[:2, :2, :5] = 1
+    image[label == 1] = 900.0  # 20 of 8000 voxels, above the 99.5th percentile
+    image[-1, -1, -1] = np.nan
+    low, high = grey_window(image)
+    assert 60 < low < 90 and 110 < high < 150
+    assert grey_window(image, [label]) == (low, 900.0)
+    scan = np.where(np.arange(8000).reshape(image.shape) % 3, 40.0, -1000.0)
+    assert grey_window(scan) == (-160.0, 240.0)
+    assert grey_window(scan, [(scan < 0).astype(int)]) == (-1000.0, 240.0)  # a lung
+    flat = grey_window(np.full((4, 4, 1), 7.0))
+    assert flat[0] == 7.0 and flat[1] > flat[0]
+    assert grey_window(np.full((2, 2), np.nan)) == (0.0, 1.0)
+
+
+def test_largest_error_is_where_the_95hd_comes_from() -> None:
+    label, prediction = np.zeros((2, 20, 20, 12), dtype=int)
+    label[4:8, 4:8, 2:10] = 1
+    assert largest_error(label, label, SPACING, 2) is None and largest_error(label * 0, label * 0, SPACING, 2) is None
+    prediction[...] = label
+    prediction[16:18, 4:8, 3:5] = 1  # 9 voxels of 1 mm from the label, in slices 3 and 4
+    prediction[16, 4, 5] = 1
+    prediction[4:8, 14, 9] = 1  # 7 mm off
+    error = largest_error(label, prediction, SPACING, 2)
+    assert error is not None and (error.structure, error.distance, error.kind) == (1, 10.0, "")
+    assert error.voxel[0] == 17 and 4 <= error.voxel[1] < 8 and error.voxel[2] in (3, 4)
+    # a second structure is off by less
+    label[12:14, 12:18, 2:10] = 2
+    prediction[12:15, 12:18, 2:10] = 2
+    assert largest_error(label, prediction, SPACING, 2) == error
+    # one that is missed counts more, in the slice in which it is largest
+    label[0, 0, 10], label[0:3, 0, 11] = 3, 3
+    missed = largest_error(label, prediction, SPACING, 2)
+    assert missed is not None and (missed.structure, missed.voxel, missed.kind) == (3, (1, 0, 11), "missed")
+    spurious = largest_error(label * (label != 3), np.where(label == 3, 3, prediction), SPACING, 2)
+    assert spurious is not None and spurious.kind == "spurious" and spurious.distance is None
+
+
+def test_largest_error_of_a_flat_image() -> None:
+    label = np.zeros((16, 16, 1), dtype=int)
+    label[4:8, 4:8] = 1
+    prediction = label.copy()
+    prediction[4:8, 8:13] = 1
+    error = largest_error(label, prediction, (2.0, 2.0, 5.0), 2)
+    assert error is not None and error.distance == 10.0 and error.voxel[1] == 12 and error.voxel[2] == 0
+
+
+def test_the_slice_of_the_largest_error_is_beside_the_one_that_shows_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A blob far from the structure, in a slice that holds little else."""
+    make_evaluation(tmp_path, cases=1, classes=2)
+    label = np.zeros((24, 20, 10), dtype=np.uint8)
+    label[8:14, 6:14, 3:7] = 1
+    prediction = label.copy()
+    prediction[1:3, 8:12, 9] = 1
+    table = CaseTable({1: "core"})
+    table.add("case_0", prediction, label, SPACING)
+    table.write_csv(tmp_path / "metrics.csv")
+    write_case(tmp_path, "case_0", label=label, pred=prediction)
+    picture = load_case(tmp_path, "case_0")
+    assert picture is not None and picture.worst is not None and picture.worst.error_place is not None
+    assert picture.where != "axial slice 10 of 10" and picture.worst.where == "axial slice 10 of 10"
+    row, column = picture.worst.error_place
+    assert picture.worst.prediction is not None and picture.worst.prediction[row, column] == 1
+    assert picture.worst.error is not None and picture.worst.error.distance == pytest.approx(np.hypot(7, 6))
+    _, texts = run_report(tmp_path, monkeypatch)
+    assert "largest error: core, 9.2 mm off\naxial slice 10 of 10" in texts
+    assert {"R", "L", "A", "P"} <= set(texts)
+
+
+def test_page_is_as_high_as_its_cases_and_tensorboard_has_its_pictures(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    heights = []
+    for cases in (1, 4):
+        folder = tmp_path / str(cases)
+        make_evaluation(folder, cases)
+        heights.append(imread(run_report(folder)[0]).shape[0])
+    assert heights[0] < heights[1] - 60
+    page = imread(run_report(folder)[0])
+    assert len(list(folder.glob("events.out.tfevents.*"))) == 1  # the second replaces the first
+    board = EventAccumulator(str(folder))
+    board.Reload()
+    tags = board.Tags()["images"]
+    assert tags == ["report/page", "cases/worst case", "cases/median case", "cases/best case"]
+    shown = board.Images("report/page")[0]
+    assert (shown.height, shown.width) == page.shape[:2]
+    assert all(0 < board.Images(tag)[0].height < page.shape[0] / 4 for tag in tags[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureTyped
 from torch import nn
 
+from common.evaluation.ambiguity import ambiguity_row
 from common.evaluation.samples import set_measures
 from common.evaluation.sampling import (
     MeasureSetd,
@@ -117,6 +119,7 @@ def test_files_and_table(tmp_path: Path) -> None:
         "shown": case["image"],
         "label": MetaTensor(torch.zeros(1, *shape), meta=meta),
         "raters": MetaTensor(torch.randint(0, 2, (4, *shape)), meta=meta),
+        "probability": MetaTensor(torch.rand(1, *shape), meta=meta),
     }
     done = sample_postprocessing(preprocessing, tmp_path / "out", 2)(case)
     read = {
@@ -138,3 +141,7 @@ def test_files_and_table(tmp_path: Path) -> None:
     metrics._completed()
     text = (tmp_path / "out" / "samples.csv").read_text().splitlines()
     assert text[0].startswith("case,structure,samples,raters,ged") and text[1].startswith("image,body,3,4,")
+    with (tmp_path / "out" / "ambiguity.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    expected_row = ambiguity_row("image", answers, case["raters"], case["probability"])
+    assert row == {name: str(value) for name, value in expected_row.items()}

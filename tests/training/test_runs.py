@@ -55,6 +55,16 @@ def test_a_new_run_sets_the_earlier_one_aside(folders: tuple[Path, Path], caplog
     assert list(output.iterdir()) == []
 
 
+def test_a_calibration_is_kept_with_its_weights(folders: tuple[Path, Path]) -> None:
+    leave_a_run(*folders)
+    (folders[0] / "calibration.json").write_text("{}")
+    os.utime(folders[0] / "calibration.json", (1e9, 1e9))
+    start_run(*folders)
+    (previous,) = (folders[0] / "previous").iterdir()
+    assert (previous / "calibration.json").is_file()
+    assert (folders[0] / "calibration.json").is_file(), "the weights are still those that it was fitted to"
+
+
 def test_nothing_is_lost_over_many_runs(folders: tuple[Path, Path]) -> None:
     for number in range(3):
         leave_a_run(*folders, content=str(number), time=1e9 + number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from common.evaluation.consensus import CONSENSUS
 from common.settings import COMMON, MIRRORED_SLICES, CheckedSettings, Setting, SettingsTable
 from common.settings.table import batch_not_empty
 
@@ -33,6 +34,7 @@ NETWORK = (
     Setting("samples", "whole number", "answers for an image", least=1),
     Setting("sample_seed", "whole number", "of the answers' latent codes", least=0),
     Setting("temperature", "number", "factor on the answers' latent codes", least=0),
+    Setting("consensus", "word", "one segmentation from the answers", choices=CONSENSUS),
 )
 METHOD = (
     Setting("raters", "whole number", "pseudo-labels of an image, places of a stacked posterior", least=1),

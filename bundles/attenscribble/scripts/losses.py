@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from monai.losses import DiceLoss
-from monai.networks.utils import one_hot
 from torch.nn import functional
 
-_DICE = DiceLoss(batch=True)
+_IGNORED = -1
+_DICE = DiceLoss(include_background=False, to_onehot_y=True, batch=True, ignore_index=_IGNORED)
 
 
 def partial_cross_entropy(logits: torch.Tensor, target: torch.Tensor, labelled: torch.Tensor) -> torch.Tensor:
@@ -51,9 +51,7 @@ def partial_dice(probabilities: torch.Tensor, target: torch.Tensor, labelled: to
         >>> round(partial_dice(probabilities, torch.ones(1, 1, 2), labelled).item(), 3)  # 1 - 2 * 0.8 / (0.8 + 1)
         0.111
     """
-    chosen = labelled[:, None]
-    classes = one_hot(torch.where(chosen, target[:, None], 0), probabilities.shape[1])
-    loss: torch.Tensor = _DICE((probabilities.float() * chosen)[:, 1:], (classes * chosen)[:, 1:])
+    loss: torch.Tensor = _DICE(probabilities.float(), torch.where(labelled, target.long(), _IGNORED)[:, None])
     return loss
 
 

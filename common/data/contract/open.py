@@ -93,7 +93,26 @@ class LazyData:
             self._data = open_data(**self._arguments, needs=needs)
         elif faults := missing_needs(self._data, needs):
             raise DataError(faults, str(self._data.root))
-        return self._data.section("training", *kinds)
+        self._training = self._data.section("training", *kinds)
+        return self._training
+
+    def validation_records(self, training: Sequence[dict[str, Any]], *kinds: str) -> list[dict[str, Any]]:
+        """Records of ``validation``, or none if the training's came from elsewhere and there is only the phantom.
+
+        MONAI Label hands over records of its own to train with, and may hand over none to validate with: then the
+        phantom must not choose the weights.
+
+        Args:
+            training: the records that are trained with.
+            kinds: leave out, with a note, records of none of these kinds.
+
+        Raises:
+            DataError: with every fault of the data set.
+        """
+        if self._arguments.get("dataset_dir") is None and training is not self.__dict__.get("_training"):
+            logger.warning("The training's records came from elsewhere, without any to validate with: none validates.")
+            return []
+        return list(self.section("validation", *kinds))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

@@ -58,7 +58,8 @@ def convert_pancreas(
         margin: cut each case to the pancreas' bounding box grown by so many voxels (the literature takes about 25);
             None keeps whole volumes.
         test_list: text file with the names of the test cases (``PANCREAS_0001``), one per line.
-        label_axes: ``auto``, ``header`` or ``array``; see the module.
+        label_axes: how labels lie on images: as the ``header`` says, by the ``array`` alone, or ``auto``, whichever
+            fits the image.
 
     Returns:
         name, labels and cases.

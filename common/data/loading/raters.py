@@ -23,12 +23,15 @@ class LoadRatersd(Transform):
 
     Args:
         consensus: add ``label`` (1, H, W[, D]): that file where the record has one, else the class that most raters
-            chose at each voxel, the lowest of several.
+            chose at each voxel, the lowest of several; and to measure with, where the record has it, ``probability``
+            (structures, H, W[, D]).
     """
 
     def __init__(self, consensus: bool = False) -> None:
         self.consensus = consensus
-        self.load = LoadImage(image_only=True, ensure_channel_first=True, dtype=np.uint8)
+        self.load, self.load_probability = (
+            LoadImage(image_only=True, ensure_channel_first=True, dtype=dtype) for dtype in (np.uint8, np.float32)
+        )
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Load one record's masks."""
@@ -43,6 +46,8 @@ class LoadRatersd(Transform):
         d["rater_count"] = torch.tensor(len(paths))
         if self.consensus:
             d["label"] = self.load(data["label"]) if "label" in data else majority(d["raters"])
+            if "probability" in data:
+                d["probability"] = self.load_probability(data["probability"])
         return d
 
 

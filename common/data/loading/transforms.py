@@ -13,6 +13,7 @@ from monai.transforms import MapTransform, SaveImaged, Spacingd, Transform
 
 from ...files import atomic_path
 from ..contract.records import is_kind
+from .temperature import Weights, read_temperatures, temper
 
 
 class MarkCleanLabeld(Transform):
@@ -54,21 +55,31 @@ class SegmentationAndUncertaintyd(MapTransform):
     """Turn class probabilities into a segmentation and an uncertainty map.
 
     For each key: the probabilities (C, H, W[, D]) move to ``probabilities``, their argmax (1, H, W[, D]) takes their
-    place, and ``uncertainty`` (1, H, W[, D]) is the entropy divided by log C: 0 for certain, 1 for no idea.
+    place, and ``uncertainty`` (1, H, W[, D]) is the entropy divided by log C: 0 for certain, 1 for no idea. Where a
+    calibration lies beside the weights, ``probabilities`` and ``uncertainty`` are tempered, see
+    :func:`~common.data.loading.temperature.temper`, and the network's own are ``uncalibrated``; the argmax is the same.
+
+    Args:
+        keys: of the probabilities.
+        weights: the network's file of weights; None: nothing is tempered, nor is the mean of several networks.
     """
 
-    def __init__(self, keys: KeysCollection = "pred") -> None:
+    def __init__(self, keys: KeysCollection = "pred", weights: Weights | None = None) -> None:
         super().__init__(keys)
+        self.temperatures = None if weights is None else read_temperatures(weights)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Turn the probabilities of each key."""
         d = dict(data)
         for key in self.key_iterator(d):
             probabilities = d[key]
+            d[key] = probabilities.argmax(0, keepdim=True).to(torch.uint8)
+            if self.temperatures is not None:
+                d["uncalibrated"] = probabilities
+                probabilities = temper(probabilities, self.temperatures.applied)
             entropy = torch.special.entr(probabilities).sum(0, keepdim=True)
             d["probabilities"] = probabilities
             d["uncertainty"] = (entropy / math.log(len(probabilities))).clamp(0.0, 1.0)
-            d[key] = probabilities.argmax(0, keepdim=True).to(torch.uint8)
         return d
 
 

@@ -19,7 +19,7 @@ Parameters = list[dict[str, Any]]
 
 @dataclass
 class Noise:
-    """Dilated and eroded structures, see ``simulators``.
+    """Dilated and eroded structures.
 
     Args:
         radius: least and greatest radius of the ball in voxels; one number means exactly that radius.
@@ -50,7 +50,7 @@ class Noise:
 
 @dataclass
 class Scribbles:
-    """Skeletons of the structures and of the background around them, see ``scribbles``.
+    """Skeletons of the structures and of the background around them.
 
     Args:
         dims: 2 scribbles slice by slice, 3 the volume as a whole.
@@ -120,7 +120,7 @@ class Unlabelled:
 
 @dataclass
 class Raters:
-    """Several raters' masks, see ``raters``; cases to measure with get them beside their label.
+    """Several raters' masks; cases to measure with get them beside their label.
 
     Args:
         raters: raters a case, each with a style that it keeps.

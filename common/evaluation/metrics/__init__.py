@@ -15,10 +15,11 @@ Definitions, for prediction P and reference R of one structure:
   cases out, or do not say.
 - Distances are 0 when both masks are empty, and the image's diagonal (the worst there can be) when exactly one is: a
   missed structure makes the mean worse, it never drops out of it. This holds for medpy's distances here too.
-- ECE and classwise ECE: see ``common/evaluation/calibration.py``.
+- ECE, classwise ECE, Brier and NLL: see ``common/evaluation/calibration.py``; of the network's own probabilities and,
+  ``*_calibrated``, after temperature scaling, where ``calibrating`` was run.
 
-No metric is ever NaN. A calibration error of a case without any foreground voxel does not exist: None, and an empty
-cell in the CSV file.
+No metric is ever NaN. A calibration error of a case without any foreground voxel does not exist, nor one after
+temperature scaling where there is none: None, and an empty cell in the CSV file.
 
 :data:`METRICS` is the one table: columns of the CSV file, the summary, the report and the comparison follow from it. A
 new metric is a function and a row there.

@@ -16,6 +16,7 @@ from .summary import Summary, summarise
 from .table import FACTS, KEYS, METRICS, Row, csv_columns, structure_metrics
 
 RELIABILITY_COLUMNS = ("lower", "upper", "count", "confidence", "accuracy")
+TEMPERED_COLUMNS = ("count_calibrated", "confidence_calibrated", "accuracy_calibrated")
 
 
 def write_rows(rows: Sequence[Row], path: str | os.PathLike[str], columns: Sequence[str]) -> None:
@@ -64,7 +65,7 @@ class CaseTable:
             raise ValueError(f"labels must name at least one structure, each differently, got {dict(labels)}")
         self.bins = bins
         self.rows: list[Row] = []
-        self._sums = np.zeros((3, bins))
+        self._sums = np.zeros((2, 3, bins))  # of the network's own probabilities, and of the tempered ones
 
     def add(
         self,
@@ -73,8 +74,9 @@ class CaseTable:
         reference: ArrayLike,
         spacing: Sequence[float] | None = None,
         probabilities: ArrayLike | None = None,
+        tempered: ArrayLike | None = None,
     ) -> list[Row]:
-        """Measure one case and keep it; arguments as :func:`structure_metrics` and :func:`calibration_errors`.
+        """Measure one case and keep it; arguments as :func:`structure_metrics` and :class:`.structures.Case`.
 
         Returns:
             the case's rows.
@@ -88,9 +90,9 @@ class CaseTable:
         if probabilities is not None and np.shape(probabilities)[0] <= max(self.labels):
             channels = np.shape(probabilities)[0]
             raise ValueError(f"{channels} probability channels for labels up to {max(self.labels)}")
-        whole = Case(probabilities, prediction, reference, self.bins)
+        whole = Case(probabilities, prediction, reference, self.bins, tempered)
         measured = {name: metric.function(whole) for name, metric in METRICS.items() if metric.of == "case"}
-        self._sums += whole.calibration[2]
+        self._sums += np.stack((whole.calibration.sums, whole.tempered_calibration.sums))
         rows = [{"case": case, **row, **measured} for row in rows]
         self.rows += rows
         return rows
@@ -107,19 +109,18 @@ class CaseTable:
     def reliability(self) -> list[Row]:
         """One row a bin, over the foreground voxels of all cases: lower, upper, count, confidence and accuracy.
 
-        The last two are means over the bin's voxels, None in an empty bin.
+        The last two are means over the bin's voxels, None in an empty bin. ``*_calibrated`` are the same after
+        temperature scaling.
         """
-        rows = []
-        for index, (count, confidence, right) in enumerate(self._sums.T):
-            rows.append(
-                {
-                    "lower": index / self.bins,
-                    "upper": (index + 1) / self.bins,
-                    "count": int(count),
-                    "confidence": confidence / count if count else None,
-                    "accuracy": right / count if count else None,
-                }
-            )
+        rows: list[Row] = []
+        for index in range(self.bins):
+            row: Row = {"lower": index / self.bins, "upper": (index + 1) / self.bins}
+            for ending, sums in zip(("", "_calibrated"), self._sums, strict=True):
+                count, confidence, right = sums[:, index]
+                row[f"count{ending}"] = int(count)
+                row[f"confidence{ending}"] = confidence / count if count else None
+                row[f"accuracy{ending}"] = right / count if count else None
+            rows.append(row)
         return rows
 
     def write_csv(self, path: str | os.PathLike[str]) -> None:
@@ -127,5 +128,5 @@ class CaseTable:
         write_rows(self.rows, path, csv_columns())
 
     def write_reliability_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write :attr:`reliability`, columns lower, upper, count, confidence, accuracy."""
-        write_rows(self.reliability, path, RELIABILITY_COLUMNS)
+        """Write :attr:`reliability`."""
+        write_rows(self.reliability, path, (*RELIABILITY_COLUMNS, *TEMPERED_COLUMNS))

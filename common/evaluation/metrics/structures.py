@@ -10,7 +10,7 @@ import numpy as np
 from monai.metrics.utils import get_mask_edges, get_surface_distance
 from numpy.typing import ArrayLike, NDArray
 
-from ..calibration import ECE_BINS, calibration_errors
+from ..calibration import ECE_BINS, CalibrationErrors, calibration_errors
 
 
 def image_diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
@@ -18,13 +18,25 @@ def image_diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
     return float(np.linalg.norm(np.multiply(shape, spacing)))
 
 
+def _surfaces(
+    prediction: NDArray[np.bool_], reference: NDArray[np.bool_]
+) -> tuple[list[int], tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
+    """First corner of the bounding box of both masks together, and their surfaces in it.
+
+    Every voxel on that box's faces has background, or the image's border, behind it: erosion sees the same neighbours
+    as in the whole image, so the surfaces are equal.
+    """
+    places = np.nonzero(prediction | reference)
+    corner = [int(axis.min()) for axis in places]
+    box = tuple(slice(first, int(axis.max()) + 1) for first, axis in zip(corner, places, strict=True))
+    edges = get_mask_edges(prediction[box], reference[box], crop=False)
+    return corner, (edges[0], edges[1])
+
+
 def surface_distances(
     prediction: NDArray[np.bool_], reference: NDArray[np.bool_], spacing: Sequence[float]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Distance of each surface voxel of one mask to the other mask's surface, both ways.
-
-    Computed on the bounding box of both masks together. Every voxel on that box's faces has background, or the
-    image's border, behind it: erosion sees the same neighbours as in the whole image, so the surfaces are equal.
 
     Args:
         prediction: mask (D, H, W) or (H, W), not empty.
@@ -34,12 +46,33 @@ def surface_distances(
     Returns:
         distances prediction to reference (one a surface voxel of the prediction), and reference to prediction.
     """
-    places = np.nonzero(prediction | reference)
-    box = tuple(slice(int(axis.min()), int(axis.max()) + 1) for axis in places)
-    edges = get_mask_edges(prediction[box], reference[box], crop=False)
-    there = get_surface_distance(edges[0], edges[1], spacing=list(spacing))
-    back = get_surface_distance(edges[1], edges[0], spacing=list(spacing))
-    return np.asarray(there, dtype=np.float64), np.asarray(back, dtype=np.float64)
+    _, edges = _surfaces(prediction, reference)
+    return _distances(edges[0], edges[1], spacing), _distances(edges[1], edges[0], spacing)
+
+
+def _distances(edge: NDArray[np.bool_], other: NDArray[np.bool_], spacing: Sequence[float]) -> NDArray[np.float64]:
+    return np.asarray(get_surface_distance(edge, other, spacing=list(spacing)), dtype=np.float64)
+
+
+def farthest_voxels(
+    prediction: NDArray[np.bool_], reference: NDArray[np.bool_], spacing: Sequence[float]
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """The surface voxels that a 95HD stands for: 5% of a surface, those farthest from the other one.
+
+    Args:
+        prediction: mask (D, H, W) or (H, W), not empty.
+        reference: mask of the same shape, not empty.
+        spacing: voxel size along each axis.
+
+    Returns:
+        indices (N, dimensions) and distances (N,), each at least the 95HD, of the surface whose distances have the
+        larger 95th percentile.
+    """
+    corner, edges = _surfaces(prediction, reference)
+    ways = [(edge, _distances(edge, other, spacing)) for edge, other in (edges, edges[::-1])]
+    edge, distances = max(ways, key=lambda way: float(np.percentile(way[1], 95)))
+    far = distances >= np.percentile(distances, 95)
+    return np.argwhere(edge)[far] + np.array(corner), distances[far]
 
 
 @dataclass(frozen=True)
@@ -97,16 +130,26 @@ class Case:
         prediction: integer label map (*S).
         reference: integer label map (*S).
         bins: number of calibration bins.
+        tempered: the probabilities (C, *S) after temperature scaling, or None.
     """
 
     probabilities: ArrayLike | None
     prediction: ArrayLike
     reference: ArrayLike
     bins: int = ECE_BINS
+    tempered: ArrayLike | None = None
 
     @cached_property
-    def calibration(self) -> tuple[float | None, float | None, NDArray[np.float64]]:
-        """:func:`~common.evaluation.calibration.calibration_errors`; without probabilities None, None and zeros."""
-        if self.probabilities is None:
-            return None, None, np.zeros((3, self.bins))
-        return calibration_errors(self.probabilities, self.prediction, self.reference, self.bins)
+    def calibration(self) -> CalibrationErrors:
+        """:func:`~common.evaluation.calibration.calibration_errors`; without probabilities all None and zeros."""
+        return self._errors(self.probabilities)
+
+    @cached_property
+    def tempered_calibration(self) -> CalibrationErrors:
+        """The same of the tempered probabilities."""
+        return self._errors(self.tempered)
+
+    def _errors(self, probabilities: ArrayLike | None) -> CalibrationErrors:
+        if probabilities is None:
+            return CalibrationErrors.none(self.bins)
+        return calibration_errors(probabilities, self.prediction, self.reference, self.bins)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import bootstrap
 
 from .table import METRICS, Row
 
@@ -16,7 +17,11 @@ MEAN_STRUCTURE = "mean of structures"
 def bootstrap_interval(
     values: ArrayLike, seed: int = 0, resamples: int = 2000, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean: cases are drawn with replacement.
+    """BCa bootstrap interval of the mean: cases are drawn with replacement.
+
+    Bias-corrected and accelerated (Efron, JASA 1987, https://doi.org/10.1080/01621459.1987.10478410), by SciPy: Dice
+    and distances are skewed and test cases few. For 5 to 10 cases its interval holds the true mean up to 3 points more
+    often than plain percentiles do (``python -m ci.benchmarks.intervals``).
 
     Args:
         values: one number a case, (N,), N at least 1.
@@ -25,12 +30,14 @@ def bootstrap_interval(
         level: share of the resampled means inside the interval.
 
     Returns:
-        lower and upper end; equal when there is a single case.
+        lower and upper end; where all values are equal, or there is one, that value.
     """
     numbers = np.asarray(values, dtype=np.float64)
-    draws = np.random.default_rng(seed).integers(0, len(numbers), (resamples, len(numbers)))
-    low, high = np.quantile(numbers[draws].mean(axis=1), ((1 - level) / 2, (1 + level) / 2))
-    return float(low), float(high)
+    low, high = float(numbers.min()), float(numbers.max())
+    if high - low <= 1e-12 * max(abs(low), abs(high)):  # nothing to draw from but rounding
+        return low, high
+    draws = bootstrap((numbers,), np.mean, n_resamples=resamples, confidence_level=level, method="BCa", rng=seed)
+    return float(draws.confidence_interval.low), float(draws.confidence_interval.high)
 
 
 def metric_name(row: Row) -> str:

@@ -78,12 +78,14 @@ def _asd_medpy_voxels(masks: MaskPair) -> float:
     return _asd_medpy(masks.in_voxels)
 
 
-def _ece(case: Case) -> float | None:
-    return case.calibration[0]
+def _calibration(name: str, tempered: bool = False) -> Callable[[Case], float | None]:
+    """One number of :class:`~common.evaluation.calibration.CalibrationErrors`."""
 
+    def measure(case: Case) -> float | None:
+        number: float | None = getattr(case.tempered_calibration if tempered else case.calibration, name)
+        return number
 
-def _classwise_ece(case: Case) -> float | None:
-    return case.calibration[1]
+    return measure
 
 
 # name (the column in CSV files): what it is
@@ -96,8 +98,17 @@ METRICS: dict[str, Metric] = {
     "asd_medpy": Metric("ASD, medpy", "length", "lower", "structure", "files", _asd_medpy),
     "hd95_medpy_voxels": Metric("95HD, medpy", "voxel", "lower", "structure", "files", _hd95_medpy_voxels),
     "asd_medpy_voxels": Metric("ASD, medpy", "voxel", "lower", "structure", "files", _asd_medpy_voxels),
-    "ece": Metric("ECE", "", "lower", "case", "note", _ece),
-    "classwise_ece": Metric("classwise ECE", "", "lower", "case", "note", _classwise_ece),
+    "ece": Metric("ECE", "", "lower", "case", "note", _calibration("ece")),
+    "classwise_ece": Metric("classwise ECE", "", "lower", "case", "note", _calibration("classwise_ece")),
+    "brier": Metric("Brier", "", "lower", "case", "files", _calibration("brier")),
+    "nll": Metric("NLL", "nat", "lower", "case", "files", _calibration("nll")),
+    # after temperature scaling
+    "ece_calibrated": Metric("ECE, calibrated", "", "lower", "case", "files", _calibration("ece", True)),
+    "classwise_ece_calibrated": Metric(
+        "classwise ECE, calibrated", "", "lower", "case", "files", _calibration("classwise_ece", True)
+    ),
+    "brier_calibrated": Metric("Brier, calibrated", "", "lower", "case", "files", _calibration("brier", True)),
+    "nll_calibrated": Metric("NLL, calibrated", "nat", "lower", "case", "files", _calibration("nll", True)),
 }
 
 

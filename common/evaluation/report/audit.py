@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.image import imread
 from monai.data import MetaTensor, decollate_batch, list_data_collate
 from monai.transforms import Invertd, LoadImage
 from scipy.stats import spearmanr
@@ -23,12 +24,15 @@ from ...files import atomic_path
 from ...training.runs import start_results
 from ..audit import auroc, disagreement, mean_dice, near_foreground, propose_label, suspicion, volumes
 from ..metrics import write_rows
-from .cases import draw_caption, draw_scale_bar, load_case
-from .page import case_legend, draw_case
+from .board import show_on_tensorboard
+from .cases import draw_caption, draw_marks, draw_scale_bar, load_case
+from .drawing import case_legend, draw_case
+from .rows import fill_picture, picture_shape
 
 COLUMNS = ("rank", "case", "score", "structure", "structure_score", "too_much", "too_little", "unit", "verdict")
 MEASURED = ("case", "score", "dice_label", "dice_proposed", "auroc_image", "auroc_near")
 QUALITIES = ("noisy", "clean", "all")
+_ROW, _TITLE, _HEAD, _FOOT = 2.65, 0.26, 0.4, 0.42  # inches: width of a picture, heights
 
 
 class LabelAudit:
@@ -185,17 +189,23 @@ class LabelAudit:
 
     def _draw_page(self, cases: Sequence[str], scores: Mapping[str, float]) -> None:
         """A row a case: label in its image, proposed label beside it, suspicion."""
-        figure = Figure(figsize=(8.3, 0.9 + 2.6 * len(cases)), dpi=150, layout="constrained")
-        figure.suptitle("Most suspect labels", fontsize=13, fontweight="bold")
-        axes = figure.subplots(len(cases), 3, squeeze=False)
+        pictures = [load_case(self.folder, case, prediction="proposed", uncertainty="suspect") for case in cases]
+        rows = [_ROW * picture_shape(picture) + _TITLE for picture in pictures]
+        width, height = 3 * _ROW + 0.3, _HEAD + sum(rows) + _FOOT
+        figure = Figure(figsize=(width, height), dpi=150)
+        figure.text(0.15 / width, 1 - 0.2 / height, "Most suspect labels", fontsize=13, fontweight="bold", va="center")
+        ends = {"left": 0.15 / width, "right": 1 - 0.15 / width, "top": 1 - _HEAD / height, "bottom": _FOOT / height}
+        grid = figure.add_gridspec(len(cases), 1, height_ratios=rows, hspace=0, **ends)
         colours = None
-        for row, case in zip(axes, cases, strict=True):
-            picture = load_case(self.folder, case, prediction="proposed", uncertainty="suspect")
+        for number, (case, picture) in enumerate(zip(cases, pictures, strict=True)):
             assert picture is not None and picture.label is not None and picture.prediction is not None
+            cell = grid[number].subgridspec(2, 3, height_ratios=(_TITLE, rows[number] - _TITLE), hspace=0, wspace=0.02)
+            row = [figure.add_subplot(cell[1, column]) for column in range(3)]
             aspect = picture.spacing[0] / picture.spacing[1]
             common: dict[str, Any] = {"aspect": aspect, "labels": self.structures, "window": picture.window}
             draw_case(row[0], picture.image, {"label": picture.label}, filled=("label",), **common)
             draw_caption(row[0], "label as given")
+            draw_marks(row[0], picture)
             draw_scale_bar(row[0], picture)
             masks = {"proposed": picture.prediction, "label": picture.label}
             white: dict[str, Any] = {"outlines": {"label": "white"}, "line_width": 0.8}
@@ -204,14 +214,23 @@ class LabelAudit:
             overlay: dict[str, Any] = {"overlay": picture.uncertainty, "overlay_range": (0.0, 1.0)}
             colours = draw_case(row[2], picture.image, {"label": picture.label}, **overlay, **white, **common)
             draw_caption(row[2], "suspicion")
+            for ax in row:
+                fill_picture(ax, picture, picture_shape(picture))
             row[0].set_title(f"{case}, score {scores[case]:.3f}, {picture.where}", loc="left", fontsize=8)
-        if colours is not None:
-            bar = figure.colorbar(colours, ax=axes[:, 2], shrink=0.6)
-            bar.set_label("probability that the label is wrong", fontsize=8)
         legend = case_legend(self.structures)
-        figure.legend(handles=legend, loc="outside lower left", ncols=len(legend), frameon=False, fontsize=8)
-        with atomic_path(self.folder / "audit.png") as temporary:
+        corner = (0.1 / width, 0.0)
+        figure.legend(
+            handles=legend, ncols=len(legend), frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=corner
+        )
+        if colours is not None:
+            ax = figure.add_axes((1 - 1.65 / width, 0.16 / height, 1.2 / width, 0.09 / height))
+            figure.colorbar(colours, cax=ax, orientation="horizontal").set_ticks([])
+            ax.text(-0.03, 0.5, "probability that the label is wrong  0", ha="right", va="center", size=7)
+            ax.text(1.03, 0.5, "1", ha="left", va="center", size=7)
+        page = self.folder / "audit.png"
+        with atomic_path(page) as temporary:
             figure.savefig(temporary)
+        show_on_tensorboard(self.folder, {"audit/page": np.asarray(imread(page)[..., :3] * 255, dtype=np.uint8)})
 
 
 def _mean(values: Sequence[float | None]) -> float:

@@ -13,9 +13,27 @@ from matplotlib import patheffects
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-__all__ = ["CasePicture", "draw_caption", "draw_scale_bar", "load_case", "pick_slice"]
+from .errors import LargestError, largest_error
 
-_VIEWS = ("sagittal", "coronal", "axial")
+__all__ = [
+    "VIEWS",
+    "CasePicture",
+    "draw_caption",
+    "draw_marks",
+    "draw_scale_bar",
+    "grey_window",
+    "load_case",
+    "pick_slice",
+    "read_channels",
+    "slice_axis",
+    "zoom_window",
+]
+
+VIEWS = ("sagittal", "coronal", "axial")
+# what lies at the left, right, top and bottom of a view: right, left, anterior, posterior, superior, inferior
+_MARKS = ("APSI", "RLSI", "RLAP")
+_AIR = -500.0  # HU; no other modality has values as low as those of air in CT
+_SOFT_TISSUE = (-160.0, 240.0)  # HU
 _BAR_LENGTHS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 
@@ -29,9 +47,13 @@ class CasePicture:
         prediction: likewise.
         uncertainty: non-negative map of the same shape, or None.
         spacing: row and column spacing in mm.
-        window: intensities shown black and white, the 1st and 99th percentile of the volume.
+        window: intensities shown black and white, see :func:`grey_window`.
         where: which slice this is, in words.
         problems: what was left out because it does not fit the image, in words.
+        marks: what lies at the left, right, top and bottom: R, L, A, P, S or I.
+        error: the largest error in this slice.
+        error_place: row and column of its voxel.
+        worst: the slice of the largest error, beside this one; None where the prediction has none.
     """
 
     image: NDArray[Any]
@@ -42,19 +64,29 @@ class CasePicture:
     window: tuple[float, float]
     where: str
     problems: list[str] = field(default_factory=list)
+    marks: str = ""
+    error: LargestError | None = None
+    error_place: tuple[int, int] | None = None
+    worst: CasePicture | None = None
 
 
 def _read_volume(path: Path) -> tuple[NDArray[np.float32], tuple[float, ...]]:
     """A NIfTI file's first channel in the orientation nearest to RAS, (X, Y, Z), and its spacing in mm."""
+    channels, spacing = read_channels(path)
+    return channels[..., 0], spacing
+
+
+def read_channels(path: Path) -> tuple[NDArray[np.float32], tuple[float, ...]]:
+    """A NIfTI file in the orientation nearest to RAS, (X, Y, Z, channels), and its spacing in mm."""
     file: Any = nib.load(path)
     if len(file.shape) == 2:
         file = nib.Nifti1Image(np.asanyarray(file.dataobj)[..., None], file.affine)
     file = nib.as_closest_canonical(file)
     data = np.asarray(file.dataobj, dtype=np.float32)
-    return data.reshape(*data.shape[:3], -1)[..., 0], tuple(float(s) for s in file.header.get_zooms()[:3])
+    return data.reshape(*data.shape[:3], -1), tuple(float(s) for s in file.header.get_zooms()[:3])
 
 
-def _slice_axis(shape: Sequence[int], spacing: Sequence[float]) -> int:
+def slice_axis(shape: Sequence[int], spacing: Sequence[float]) -> int:
     """The axis to cut across: a flat one, else that of the thickest slices, else axial."""
     if 1 in shape:
         return list(shape).index(1)
@@ -88,10 +120,10 @@ def pick_slice(label: NDArray[Any] | None, prediction: NDArray[Any] | None, axis
     return int(score.argmax()) if score.any() else length // 2
 
 
-def _zoom(
+def zoom_window(
     masks: Sequence[NDArray[Any] | None], shape: tuple[int, int], spacing: tuple[float, float]
 ) -> tuple[slice, slice]:
-    """A window around the structures, about square in mm, with as much around them as they take themselves."""
+    """A window around the structures, about square in mm, with half as much around them as they take themselves."""
     there = np.zeros(shape, dtype=bool)
     for mask in masks:
         there |= False if mask is None else mask != 0
@@ -100,7 +132,7 @@ def _zoom(
     extents = [(int(index.min()), int(index.max()) + 1) for index in np.nonzero(there)]
     structures = max((high - low) * size for (low, high), size in zip(extents, spacing, strict=True))
     whole = max(length * size for length, size in zip(shape, spacing, strict=True))
-    side = max(1.8 * structures, 0.35 * whole)
+    side = max(1.5 * structures, 0.35 * whole)
     # square if the structures leave room for it: pictures side by side are then of one size
     side = min(side, max(1.1 * structures, min(length * size for length, size in zip(shape, spacing, strict=True))))
     window = []
@@ -118,7 +150,7 @@ def load_case(
 
     The slice is across the axis of the thickest slices (axial when equal), where :func:`pick_slice` says, turned as
     radiologists look at it (patient's right on the left, front or head on top, as the file's affine states) and
-    zoomed to the structures.
+    zoomed to the structures. Where there is something to compare, the slice of the largest error comes with it.
 
     Args:
         predictions_dir: folder of the cases' folders.
@@ -142,28 +174,83 @@ def load_case(
         if volume is not None and volume.shape != image.shape:
             problems.append(f"{kind} has another shape")
             found[kind] = None
-    axis = _slice_axis(image.shape, spacing)
-    index = pick_slice(found["label"], found["pred"], axis, image.shape[axis])
+    axis = slice_axis(image.shape, spacing)
+    label, predicted = found["label"], found["pred"]
+    volumes = {"image": image, **found}
+    window = grey_window(image, [mask for mask in (label, predicted) if mask is not None])
+    index = pick_slice(label, predicted, axis, image.shape[axis])
+    picture = _cut(volumes, spacing, axis, index, window)
+    picture.problems = problems
+    if label is not None and predicted is not None:
+        error = largest_error(label, predicted, spacing, axis)
+        picture.worst = None if error is None else _cut(volumes, spacing, axis, error.voxel[axis], window, error)
+    return picture
+
+
+def _cut(
+    volumes: dict[str, NDArray[np.float32] | None],
+    spacing: tuple[float, ...],
+    axis: int,
+    index: int,
+    window: tuple[float, float],
+    error: LargestError | None = None,
+) -> CasePicture:
+    """One slice of all volumes, turned and zoomed."""
     across, down = (a for a in range(3) if a != axis)
-
-    def cut(volume: NDArray[Any] | None) -> NDArray[Any] | None:
-        return None if volume is None else np.take(volume, index, axis=axis).T[::-1, ::-1]
-
-    planes = {kind: cut(volume) for kind, volume in found.items()}
-    plane = np.take(image, index, axis=axis).T[::-1, ::-1]
+    planes = {
+        kind: None if volume is None else np.take(volume, index, axis=axis).T[::-1, ::-1]
+        for kind, volume in volumes.items()
+    }
+    plane = planes.pop("image")
+    assert plane is not None
     pixel = (spacing[down], spacing[across])
-    zoom = _zoom((planes["label"], planes["pred"]), (plane.shape[0], plane.shape[1]), pixel)
+    zoom = zoom_window((planes["label"], planes["pred"]), (plane.shape[0], plane.shape[1]), pixel)
     label, predicted, uncertain = (None if p is None else p[zoom] for p in planes.values())
+    place = None
+    if error is not None:
+        row, column = plane.shape[0] - 1 - error.voxel[down], plane.shape[1] - 1 - error.voxel[across]
+        place = row - zoom[0].start, column - zoom[1].start
+    volume = volumes["image"]
+    assert volume is not None
     return CasePicture(
         image=plane[zoom],
         label=None if label is None else label.astype(np.int64),
         prediction=None if predicted is None else predicted.astype(np.int64),
         uncertainty=uncertain,
         spacing=pixel,
-        window=(float(np.percentile(image, 1)), float(np.percentile(image, 99))),
-        where=f"{_VIEWS[axis]} slice {index + 1} of {image.shape[axis]}",
-        problems=problems,
+        window=window,
+        where=f"{VIEWS[axis]} slice {index + 1} of {volume.shape[axis]}",
+        marks=_MARKS[axis],
+        error=error,
+        error_place=place,
     )
+
+
+def grey_window(image: NDArray[Any], masks: Sequence[NDArray[Any]] = ()) -> tuple[float, float]:
+    """Intensities to show black and white: neither the image nor a structure in it is clipped.
+
+    CT is shown in a window of soft tissue (-160 to 240 HU), other images from the 0.5th to the 99.5th percentile; both
+    are widened to the 1st and 99th percentile of the structures, which may be a small bright part of the volume.
+
+    Args:
+        image: intensities; not finite ones are left out.
+        masks: label maps of the same shape, 0 = background.
+
+    Returns:
+        the two intensities, the second above the first.
+    """
+    known = np.isfinite(image)
+    if not known.any():
+        return 0.0, 1.0
+    low, high = np.percentile(image[known], (0.5, 99.5))
+    if low <= _AIR:
+        low, high = _SOFT_TISSUE
+    for mask in masks:
+        inside = image[known & (mask != 0)]
+        if inside.size:
+            ends = np.percentile(inside, (1, 99))
+            low, high = min(low, ends[0]), max(high, ends[1])
+    return float(low), float(high if high > low else low + 1.0)
 
 
 def draw_caption(ax: Axes, text: str) -> None:
@@ -183,3 +270,11 @@ def draw_scale_bar(ax: Axes, picture: CasePicture, unit: str = "mm") -> None:
         sum(ends) / 2, 0.07, f"{length} {unit}", transform=ax.transAxes, color="white", ha="center", fontsize=6
     )
     text.set_path_effects([patheffects.withStroke(linewidth=1.5, foreground="black")])
+
+
+def draw_marks(ax: Axes, picture: CasePicture) -> None:
+    """R, L, A, P, S, I at the picture's edges: which side of the patient lies there."""
+    places = ((0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center"), (0.5, 0.98, "center", "top"))
+    for letter, (x, y, ha, va) in zip(picture.marks, (*places, (0.5, 0.02, "center", "bottom")), strict=False):
+        text = ax.text(x, y, letter, transform=ax.transAxes, color="white", ha=ha, va=va, fontsize=6.5, weight="bold")
+        text.set_path_effects([patheffects.withStroke(linewidth=1.5, foreground="black")])

@@ -15,14 +15,14 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ..metrics import MEAN_STRUCTURE, METRICS, Row, Summary, metrics_shown
-from ..metrics.cases import RELIABILITY_COLUMNS
+from ..metrics.cases import RELIABILITY_COLUMNS, TEMPERED_COLUMNS
 
 History = dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
 
 # Okabe and Ito's colours, told apart by colour-blind readers too; the darkest are left out as they vanish on grey
 _STRUCTURE_COLOURS = ("#56B4E9", "#E69F00", "#2FD39B", "#F0E442", "#F07BC4", "#FF6B4A", "#B8A1FF", "#C8E06E")
 _TERM_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#997700", "#44AADD", "#882255", "#666666")
-_MAX_TABLE_ROWS = 9
+MAX_TABLE_ROWS = 9
 
 
 def structure_colour(value: int) -> str:
@@ -73,10 +73,16 @@ def read_history(path: Path) -> History:
 
 
 def read_reliability(path: Path) -> NDArray[np.float64]:
-    """Read a reliability table: (bins, 5) of lower, upper, count, confidence, accuracy; NaN in empty bins."""
-    table = _read_table(path, RELIABILITY_COLUMNS)
-    rows = [[float(row[name]) if row[name] else np.nan for name in RELIABILITY_COLUMNS] for row in table]
-    return np.array(rows, dtype=np.float64).reshape(-1, len(RELIABILITY_COLUMNS))
+    """Read a reliability table: (bins, 8) of lower, upper, count, confidence, accuracy, and the last three once more.
+
+    These are of the probabilities after temperature scaling: count 0 where there was none. NaN in empty bins.
+    """
+    rows = []
+    for row in _read_table(path, RELIABILITY_COLUMNS):
+        row = {TEMPERED_COLUMNS[0]: "0"} | row  # tables of an earlier version lack them
+        numbers = [row.get(name) for name in (*RELIABILITY_COLUMNS, *TEMPERED_COLUMNS)]
+        rows.append([float(number) if number else np.nan for number in numbers])
+    return np.array(rows, dtype=np.float64).reshape(-1, len(RELIABILITY_COLUMNS) + len(TEMPERED_COLUMNS))
 
 
 def _smoothed(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
@@ -153,6 +159,8 @@ def draw_validation(ax: Axes, history: History) -> None:
 def draw_reliability(ax: Axes, counts_ax: Axes, bins: NDArray[np.float64] | None) -> None:
     """Reliability diagram: accuracy and its gap to confidence per bin, with the number of voxels of each below.
 
+    Bars are of the network's own probabilities, the line of those after temperature scaling, where there is any.
+
     Args:
         ax: axes of the diagram.
         counts_ax: axes of the counts, below and sharing the horizontal axis.
@@ -163,10 +171,10 @@ def draw_reliability(ax: Axes, counts_ax: Axes, bins: NDArray[np.float64] | None
         counts_ax.set_visible(False)
         draw_message(ax, "no reliability table" if bins is None else "no foreground voxels")
         return
-    lower, upper, count, confidence, accuracy = bins.T
+    lower, upper, count, confidence, accuracy, *tempered = bins.T
     filled = count > 0
     width, middle = (upper - lower) * 0.92, (upper + lower) / 2
-    ece = float(np.sum(count[filled] * np.abs(confidence - accuracy)[filled]) / count.sum())
+    eces = f"ECE {_gap(count, confidence, accuracy):.4f}"
     ax.plot([0, 1], [0, 1], color="0.45", linewidth=0.8, linestyle=(0, (4.0, 2.0)), zorder=4)
     ax.bar(middle[filled], accuracy[filled], width[filled], color="#0072B2", alpha=0.85, label="accuracy")
     ax.bar(
@@ -179,7 +187,13 @@ def draw_reliability(ax: Axes, counts_ax: Axes, bins: NDArray[np.float64] | None
         linewidth=0.6,
         label="gap to confidence",
     )
-    ax.set_title(f"ECE {ece:.4f}, foreground", loc="right", fontsize=7, fontweight="normal", color="0.3")
+    if tempered[0].any():
+        some = tempered[0] > 0
+        ax.plot(
+            tempered[1][some], tempered[2][some], "o-", color="0.1", markersize=2.5, linewidth=1, label="calibrated"
+        )
+        eces += f", calibrated {_gap(*tempered):.4f}"
+    ax.set_title(f"{eces}, foreground", loc="right", fontsize=7, fontweight="normal", color="0.3")
     ax.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", yticks=[0, 0.5, 1])
     ax.tick_params(labelbottom=False)
     ax.legend(loc="upper left", handlelength=1.0, handleheight=0.8, labelspacing=0.25, borderpad=0.2)
@@ -187,6 +201,12 @@ def draw_reliability(ax: Axes, counts_ax: Axes, bins: NDArray[np.float64] | None
     counts_ax.set(xlim=(0, 1), xlabel="confidence", xticks=[0, 0.5, 1])
     counts_ax.set_ylabel("share of\nvoxels")
     counts_ax.yaxis.set_major_locator(MaxNLocator(2))
+
+
+def _gap(count: NDArray[np.float64], confidence: NDArray[np.float64], accuracy: NDArray[np.float64]) -> float:
+    """The expected calibration error of a reliability table."""
+    filled = count > 0
+    return float(np.sum(count[filled] * np.abs(confidence - accuracy)[filled]) / count.sum())
 
 
 def draw_dice_strip(ax: Axes, rows: Sequence[Row], summary: Summary, labels: Mapping[int, str]) -> None:
@@ -244,7 +264,7 @@ def draw_summary_table(ax: Axes, summary: Summary, labels: Mapping[int, str]) ->
     ax.set_axis_off()
     ax.set_title(f"Summary over {summary.cases} cases")
     heads, main, below = _table_cells(summary)
-    hidden = max(0, len(main) - _MAX_TABLE_ROWS)
+    hidden = max(0, len(main) - MAX_TABLE_ROWS)
     main, below = main[hidden:], below[hidden:]
     colours = {name: structure_colour(value) for value, name in labels.items()}
     columns = [0.03, *np.linspace(0.36, 0.895, len(heads) - 2), 0.99]

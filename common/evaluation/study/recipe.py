@@ -16,6 +16,9 @@ A study file names rows (methods), seeds, and how the data are made::
       supervised: {overlays: [supervised]}
       both: {}
 
+``calibrate: true`` in ``measure`` fits a temperature to each run's weights on the validation section first, for the
+metrics ``*_calibrated``; then another section is to be measured.
+
 ``{source}`` is a linked copy of ``--dataset_dir``, ``{made}`` the folder that the row trains on, ``{seed}`` and
 ``{fold}`` the run's numbers, and any key of a row's ``values`` its value, so that one recipe of data serves rows that
 differ in a number.
@@ -46,7 +49,7 @@ _STUDY_KEYS = {
     *("metrics", "rows"),
 }
 _ROW_KEYS = {"bundle", "overlays", "settings", "data", "datalist", "values", "labels", "curve"}
-_MEASURE_KEYS = {"section", "weights", "settings"}
+_MEASURE_KEYS = {"section", "weights", "settings", "calibrate"}
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ class Study:
         reference: name of the row that the others are compared with.
         metrics: columns of the table, from those of an evaluation.
         file: where it was read.
+        calibrate: fit a temperature on the validation section before, so that the metrics ``*_calibrated`` are there.
     """
 
     title: str
@@ -122,6 +126,7 @@ class Study:
     reference: str
     metrics: tuple[str, ...]
     file: Path
+    calibrate: bool = False
 
     def runs(self, rows: tuple[str, ...] = (), seeds: tuple[int, ...] = ()) -> Iterator[Run]:
         """All runs, seed by seed so that a table with every row is there early.
@@ -160,6 +165,12 @@ def read_study(path: str | os.PathLike[str]) -> Study:
     rows = _read_rows(content, str(file), faults)
     measure = content.get("measure") or {}
     faults += _unknown(measure, _MEASURE_KEYS, f"{file}, measure")
+    calibrate = measure.get("calibrate", False)
+    if not isinstance(calibrate, bool):
+        faults.append(Fault(f"{file}, measure", f"calibrate is {calibrate!r}", "write true or false"))
+    if calibrate and measure.get("section") == "validation":
+        what = "the temperature is fitted on the validation section, which is measured"
+        faults.append(Fault(f"{file}, measure", what, "measure the test section, or leave calibrate out"))
     seeds = content.get("seeds", [0])
     if not isinstance(seeds, list) or not seeds or not all(_is_count(seed) for seed in seeds):
         faults.append(Fault(f"{file}, seeds", f"is {seeds!r}", "write a list of whole numbers, such as [0, 1, 2]"))
@@ -188,6 +199,7 @@ def read_study(path: str | os.PathLike[str]) -> Study:
         reference=reference,
         metrics=tuple(metrics),
         file=file,
+        calibrate=calibrate,
     )
 
 

@@ -144,7 +144,8 @@ class Runner:
             raise DataError([Fault(str(path.parent), what, "remove it, or give another --output")])
 
     def _recipe(self, run: Run) -> dict[str, Any]:
-        return {"data": [*self._data_commands(run)], "train": self._train(run), "evaluate": self._evaluate(run)}
+        recipe = {"data": [*self._data_commands(run)], "train": self._train(run), "evaluate": self._evaluate(run)}
+        return recipe | ({"calibrate": self._calibrate(run)} if self.study.calibrate else {})
 
     def _work(self, run: Run, places: SimpleQueue[int]) -> None:
         if self._stopped:
@@ -157,6 +158,8 @@ class Runner:
             _write_json(self._recipe(run), folder / "run.json")
             self._make_data(run)
             self._call(run, self._train(run), state, place, resume=True)
+            if self.study.calibrate:
+                self._call(run, self._calibrate(run), state, place)
             self._call(run, self._evaluate(run), state, place)
             _write_json({"seconds": state.seconds, "peak_mib": state.peak_mib}, folder / "done.json")
             state.word = "done"
@@ -210,6 +213,9 @@ class Runner:
     def _train(self, run: Run) -> list[str]:
         overlays = [str(run.row.configs / f"{name}.yaml") for name in ("train", *run.row.overlays)]
         return self._command(run, "training", overlays, {"seed": run.seed, **run.row.settings})
+
+    def _calibrate(self, run: Run) -> list[str]:
+        return [word if word != "evaluating" else "calibrating" for word in self._evaluate(run)]
 
     def _evaluate(self, run: Run) -> list[str]:
         overlays = [str(run.row.configs / f"{name}.yaml") for name in ("train", *run.row.overlays, "evaluate")]

@@ -19,13 +19,8 @@ from ..samples import read_set_rows
 from .recipe import Run, Study
 
 PERMUTATIONS = 10_000
-_PLAIN = (
-    "ged",
-    "ged_unbiased",
-    "spread",
-    "rater_spread",
-    "spread_correlation",
-)  # neither fractions, which are shown in percent, nor lengths
+# neither fractions, which are shown in percent, nor lengths
+_PLAIN = ("ged", "ged_unbiased", "spread", "rater_spread", "spread_correlation", "nll", "nll_calibrated")
 _COLUMNS = (
     *("row", "metric", "unit", "mean", "lo", "hi", "seed_lo", "seed_hi", "seeds", "cases", "missed"),
     *("difference", "difference_lo", "difference_hi", "p", "minutes", "peak_mib"),

@@ -43,6 +43,15 @@ def test_raters_come_before_a_label_and_consensus_is_that_label(tmp_path: Path) 
     assert loaded["label"].flatten().tolist() == [1, 1, 1] and loaded["label"].shape == (1, 3, 1, 1)
 
 
+def test_true_probabilities_come_along_to_measure_with(tmp_path: Path) -> None:
+    maps = np.random.default_rng(0).random((3, 2, 4, 2)).astype(np.float32)
+    nib.save(nib.Nifti1Image(maps, np.eye(4)), tmp_path / "p.nii.gz")
+    record = {"label": write(tmp_path, "l", [1, 1, 1]), "probability": str(tmp_path / "p.nii.gz")}
+    loaded = LoadRatersd(consensus=True)(dict(record))
+    np.testing.assert_array_equal(loaded["probability"].numpy(), np.moveaxis(maps, -1, 0))
+    assert "probability" not in LoadRatersd()(dict(record))
+
+
 def test_majority_of_each_voxel() -> None:
     raters = torch.tensor([[0, 1, 2, 2], [0, 1, 2, 1], [1, 0, 2, 0], [1, 1, 0, 2]], dtype=torch.uint8)
     # of 0 0 1 1 the lowest; three of four; three of four; two of four

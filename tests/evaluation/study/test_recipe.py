@@ -62,6 +62,8 @@ def test_folds_are_runs_of_their_own(tmp_path: Path) -> None:
         ({"data": ["split {source} --seed {sed}"]}, "places ['sed'] that nothing fills"),
         ({"datalist": "dataset_fold{fold}.json"}, "places ['fold'] that nothing fills"),
         ({"measure": {"sections": "test"}}, "unknown key 'sections'. Fix: write section"),
+        ({"measure": {"calibrate": "yes"}}, "calibrate is 'yes'. Fix: write true or false"),
+        ({"measure": {"calibrate": True, "section": "validation"}}, "which is measured. Fix: measure the test section"),
     ],
 )
 def test_faults_name_the_place_and_the_fix(changes: dict[str, object], words: str, tmp_path: Path) -> None:

@@ -75,6 +75,19 @@ def test_complete_runs_are_not_run_again(tmp_path: Path) -> None:
     assert all(runner.known_state(run).peak_mib > 1 for run in runs), "the system tells each process's memory"
 
 
+def test_calibrates_before_it_measures(tmp_path: Path) -> None:
+    (run,) = study("one", seeds=(0,)).runs()
+    for calibrate in (False, True):
+        runner = Quick(study("one", calibrate=calibrate), None, tmp_path / str(calibrate))
+        assert runner.run([run])
+        logs = [path.name for path in runner.folder(run).glob("*.log")]
+        assert sorted(logs) == (["calibrating.log"] if calibrate else []) + ["evaluating.log", "training.log"]
+        assert ("calibrate" in runner._recipe(run)) == calibrate, "folders of studies without it stay valid"
+    commands = Runner(study("one", calibrate=True), None, tmp_path)._recipe(run)
+    assert commands["calibrate"][:4] == ["-m", "monai.bundle", "run", "calibrating"]
+    assert commands["calibrate"][4:] == commands["evaluate"][4:]
+
+
 def test_a_killed_training_goes_on(tmp_path: Path) -> None:
     (run,) = study("one", seeds=(0,)).runs()
     runner = Quick(study("one"), None, tmp_path)

@@ -1,0 +1,3 @@
+"""The tasks and strategies of this app."""
+
+from __future__ import annotations

@@ -1,0 +1,219 @@
+"""The pictures of the docs, made from the built-in phantom: labels with their defect, the bundle's answer, the truth.
+
+    python -m ci.pictures alc multicure            # trains, segments a case, draws bundles/<name>/docs/example.png
+    python -m ci.pictures alc --full               # the same, trained as train.yaml says: minutes a bundle
+    python -m ci.pictures alc --ckpt_dir DIR       # draws with the weights of a training that is done
+    python -m ci.pictures pages                    # docs/report.png and docs/audit.png of what ci/demo.sh left
+
+All is seeded: the same machine and versions give the same pictures. ``SETTINGS`` says how the trainings are shortened
+(but for that of ``ambissl``), and so do the captions in the docs.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import fire
+import matplotlib
+import nibabel as nib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from common.data.contract.records import SCRIBBLE_UNLABELLED
+from common.data.simulation.phantom import LABELS, make_phantom
+from common.evaluation.report.cases import draw_caption, pick_slice
+from common.evaluation.report.drawing import case_legend, draw_case
+from common.evaluation.report.panels import draw_message
+from common.files import atomic_path
+
+ROOT = Path(__file__).resolve().parents[1]
+#: the phantom that each bundle learns from and the case that its picture shows
+CASES = {
+    "alc": ("noisy", "case_010"),
+    "multicure": ("unlabelled", "case_010"),
+    "attenscribble": ("scribbles", "case_010"),
+    "ambissl": ("raters", "case_025"),
+    "affinity_umamba": ("boundary", "case_010"),
+}
+SETTINGS: dict[str, dict[str, int]] = {
+    "alc": {"max_epochs": 10, "passes": 2, "noisy_per_batch": 2, "val_interval": 5},
+    "multicure": {"max_epochs": 8, "val_interval": 4},
+    "attenscribble": {"max_epochs": 4, "val_interval": 2},
+    "ambissl": {"val_interval": 10},
+    "affinity_umamba": {"max_epochs": 3},
+}
+LARGEST = 100_000  # bytes of a picture
+STRUCTURES = {int(value): name for value, name in LABELS.items() if value != "0"}
+Volumes = dict[str, NDArray[Any]]
+
+
+def main(*names: str, ckpt_dir: str | None = None, full: bool = False) -> None:
+    """Make pictures.
+
+    Args:
+        names: of bundles, or ``pages``.
+        ckpt_dir: folder of weights of the one bundle named; without it, it is trained in a folder that is thrown away.
+        full: train as the configs say, not shortened.
+    """
+    if unknown := [name for name in names if name not in (*CASES, "pages")]:
+        sys.exit(f"{', '.join(unknown)}: unknown. Fix: name some of {', '.join(CASES)} or pages.")
+    for name in names:
+        if name == "pages":
+            for page in ("test/report.png", "audit/audit.png"):
+                print(_smaller(ROOT / "bundles/alc/eval" / page, ROOT / "docs" / Path(page).name))
+            continue
+        with tempfile.TemporaryDirectory() as work:
+            print(draw(name, _answer(name, Path(work), ckpt_dir, {} if full else SETTINGS[name])))
+
+
+def _answer(name: str, work: Path, ckpt_dir: str | None, settings: dict[str, int]) -> Volumes:
+    """Train if need be, segment the case, and read all that belongs to it."""
+    kind, case = CASES[name]
+    phantom = make_phantom(work / "phantom", kind)
+    weights = work / "models" if ckpt_dir is None else Path(ckpt_dir).resolve()
+    if ckpt_dir is None:
+        given = [word for key, value in settings.items() for word in (f"--{key}", value)]
+        _run(name, "training", "train", "--ckpt_dir", weights, "--output_dir", work / "eval", *given)
+    image = phantom / "images" / f"{case}.nii.gz"
+    _run(name, "inferring", "inference", "--ckpt_dir", weights, "--output_dir", work / "out", "--dataset_dir", image)
+    content = json.loads((phantom / "dataset.json").read_text())
+    (record,) = (
+        record
+        for section in ("training", "test")
+        for record in content[section]
+        if record["image"].endswith(f"{case}.nii.gz")
+    )
+    files = {"image": image, "pred": work / "out" / case / f"{case}_pred.nii.gz"}
+    files |= {key: phantom / record[key] for key in ("label", "scribble", "reference") if key in record}
+    found = {key: _read(path) for key, path in files.items()}
+    found["true"] = found["reference"] if "reference" in found else found["label"]
+    if "labels" in record:
+        found["raters"] = np.stack([_read(phantom / path) for path in record["labels"]])
+        for key in ("samples", "disagreement"):
+            found[key] = np.moveaxis(_read(work / "out" / case / f"{case}_{key}.nii.gz"), -1, 0)
+    return found
+
+
+def _run(name: str, what: str, config: str, *settings: Any) -> None:
+    command = [sys.executable, "-m", "monai.bundle", "run", what]
+    command += ["--config_file", f"bundles/{name}/configs/{config}.yaml", *map(str, settings)]
+    subprocess.run(command, cwd=ROOT, check=True)
+
+
+def _read(path: Path) -> NDArray[Any]:
+    volume: Any = nib.load(path)
+    return np.asarray(volume.dataobj)
+
+
+def draw(name: str, volumes: Volumes) -> Path:
+    """Draw a bundle's picture: image, labels, answer, truth.
+
+    Args:
+        name: of the bundle.
+        volumes: ``image``, ``pred``, ``true`` and what there is of ``label``, ``scribble``, ``raters`` and ``samples``.
+
+    Returns:
+        the file written.
+    """
+    true = volumes["true"]
+    index = pick_slice(true, volumes.get("label"), 2, true.shape[2])
+    # the phantom's axes run to right, anterior and superior; shown as radiologists do
+    cut = {
+        key: np.swapaxes(volume[..., index], -1, -2)[..., ::-1, ::-1] for key, volume in _three_axes(volumes).items()
+    }
+    window = tuple(np.percentile(cut["image"], (0.5, 99.8)))
+    common: dict[str, Any] = {"labels": STRUCTURES, "window": window}
+    figure = Figure(figsize=(8.0, 2.3))
+    axes = figure.subplots(1, 4, gridspec_kw={"wspace": 0.03})
+    figure.subplots_adjust(left=0.005, right=0.995, top=0.995, bottom=0.12)
+    draw_case(axes[0], cut["image"], {}, **common)
+    draw_caption(axes[0], "image")
+    _draw_labels(axes[1], cut, common)
+    if "samples" in cut:
+        _draw_set(axes[2], cut["image"], cut["samples"], common)
+        draw_caption(axes[2], f"{len(cut['samples'])} answers, drawn at random")
+        disagreement: dict[str, Any] = {"overlay": cut["disagreement"], "overlay_range": (0.0, 1.0)}
+        draw_case(axes[3], cut["image"], {}, **disagreement, **common)
+        draw_caption(axes[3], "where the answers disagree")
+    else:
+        draw_case(axes[2], cut["image"], {"prediction": cut["pred"]}, filled=("prediction",), **common)
+        draw_caption(axes[2], "answer")
+        draw_case(axes[3], cut["image"], {"label": cut["true"]}, filled=("label",), **common)
+        draw_caption(axes[3], "truth, which no training saw")
+    figure.legend(
+        handles=case_legend(STRUCTURES), loc="lower center", ncols=3, frameon=False, fontsize=8, borderaxespad=0.1
+    )
+    place = ROOT / "bundles" / name / "docs" / "example.png"
+    with matplotlib.rc_context({"font.size": 8}):
+        buffer = io.BytesIO()
+        FigureCanvasAgg(figure).print_figure(buffer, dpi=110, format="png")
+    buffer.seek(0)
+    return _save(Image.open(buffer), place)
+
+
+def _three_axes(volumes: Volumes) -> Volumes:
+    """Volumes of (X, Y, Z) or (n, X, Y, Z); a map with one channel loses it."""
+    return {key: volume[0] if volume.ndim == 4 and len(volume) == 1 else volume for key, volume in volumes.items()}
+
+
+def _draw_labels(ax: Axes, cut: Volumes, common: dict[str, Any]) -> None:
+    """What there is to learn from."""
+    if "raters" in cut:
+        _draw_set(ax, cut["image"], cut["raters"], common)
+        draw_caption(ax, f"masks of {len(cut['raters'])} raters")
+    elif "scribble" in cut:
+        draw_case(ax, cut["image"], {}, **common)
+        strokes = cut["scribble"]
+        for value, name in {0: "background", **STRUCTURES}.items():
+            rows, columns = np.nonzero(strokes == value)
+            colour = "white" if value == 0 else case_legend({value: name})[0].get_color()
+            ax.plot(columns, rows, "s", color=colour, markersize=2.2, markeredgewidth=0)
+        assert (strokes == SCRIBBLE_UNLABELLED).any()
+        draw_caption(ax, "scribbles; white: background")
+    elif "label" in cut and not np.array_equal(cut["label"], cut["true"]):
+        draw_case(ax, cut["image"], {"label": cut["label"]}, filled=("label",), **common)
+        draw_caption(ax, "label as given")
+    else:
+        draw_message(ax, "no label")
+
+
+def _draw_set(ax: Axes, image: NDArray[Any], masks: NDArray[Any], common: dict[str, Any]) -> None:
+    """The outlines of several masks in one picture, thin."""
+    draw_case(ax, image, {str(number): mask for number, mask in enumerate(masks)}, line_width=0.6, **common)
+
+
+def _smaller(page: Path, place: Path) -> Path:
+    """A page that a run wrote, small enough for a README."""
+    if not page.is_file():
+        sys.exit(f"{page}: is not there. Fix: run `bash ci/demo.sh` first.")
+    picture = Image.open(page).convert("RGB")
+    return _save(picture.resize((800, round(picture.height * 800 / picture.width)), Image.Resampling.LANCZOS), place)
+
+
+def _save(picture: Image.Image, place: Path) -> Path:
+    """Write a PNG of at most ``LARGEST`` bytes, with as many colours as that allows."""
+    place.parent.mkdir(exist_ok=True)
+    for colours in (256, 128, 64, 32, 16):
+        buffer = io.BytesIO()
+        picture.convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+        if buffer.tell() <= LARGEST:
+            with atomic_path(place) as temporary:
+                temporary.write_bytes(buffer.getvalue())
+            return place
+    sys.exit(
+        f"{place}: takes {buffer.tell()} bytes with 16 colours, at most {LARGEST} are wanted. Fix: make it smaller."
+    )
+
+
+if __name__ == "__main__":
+    fire.Fire(main)
