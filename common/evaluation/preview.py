@@ -10,19 +10,24 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from ignite.engine import Engine, Events
-from matplotlib import patheffects
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from ..data.contract.names import case_name, structure_names, voxel_size
 from ..files import atomic_path
-from .report.cases import CasePicture, draw_caption, draw_scale_bar
-from .report.page import case_legend, draw_case
+from .report.cases import (
+    MARKS,
+    VIEWS,
+    CasePicture,
+    draw_caption,
+    draw_marks,
+    draw_scale_bar,
+    grey_window,
+    slice_axis,
+)
+from .report.drawing import case_legend, draw_case
 
-_TOWARDS = (("R", "L"), ("A", "P"), ("S", "I"))  # where the axes of a volume in RAS lead to, and come from
-_VIEWS = ("sagittal", "coronal", "axial")
 _PER_ROW = 3  # structures in a row of the legend
 
 
@@ -34,11 +39,9 @@ def chosen_slices(prediction: NDArray[Any], spacing: Sequence[float]) -> tuple[i
         spacing: voxel size along each axis.
 
     Returns:
-        the axis of the thickest slices, axial among equals; two indices along it, the same where nothing was found.
+        the axis, see :func:`~.report.cases.slice_axis`; two indices along it, the same where nothing was found.
     """
-    flat = [size == 1 for size in prediction.shape]
-    thickness = [round(size / min(spacing), 1) for size in spacing]
-    axis = max((2, 1, 0), key=lambda axis: (flat[axis], thickness[axis]))
+    axis = slice_axis(prediction.shape, spacing)
     middle = prediction.shape[axis] // 2
     sizes = np.bincount(prediction.ravel().astype(np.int64))[1:]
     if not sizes.any():
@@ -72,25 +75,26 @@ def draw_preview(
     spacing = tuple(float(size) for size in turned[0].header.get_zooms()[:3])
     axis, middle, largest = chosen_slices(mask, spacing)
     across, down = (other for other in range(3) if other != axis)
-    low, high = np.percentile(seen, (0.5, 99.5))
+    window = grey_window(seen, [mask])
     figure = Figure(figsize=(8.0, 4.6))
     for ax, index, what in zip(figure.subplots(1, 2), (middle, largest), ("middle", "largest structure"), strict=True):
         plane, outlines = (np.take(volume, index, axis=axis).T[::-1, ::-1] for volume in (seen, mask))
-        picture = CasePicture(plane, None, outlines, None, (spacing[down], spacing[across]), (low, high), "")
+        picture = CasePicture(plane, None, outlines, None, (spacing[down], spacing[across]), window, "")
         draw_case(
             ax,
             plane,
             {"prediction": outlines},
             labels=labels,
             aspect=spacing[down] / spacing[across],
-            window=picture.window,
+            window=window,
             filled=("prediction",),
         )
         shown = what if mask.any() else "nothing was segmented"
-        draw_caption(ax, f"{_VIEWS[axis]} slice {index + 1} of {mask.shape[axis]}, {shown}")
+        draw_caption(ax, f"{VIEWS[axis]} slice {index + 1} of {mask.shape[axis]}, {shown}")
         draw_scale_bar(ax, picture, "mm" if in_mm else "voxels")
         if in_mm:
-            _draw_marks(ax, across, down)
+            picture.marks = MARKS[axis]
+            draw_marks(ax, picture)
     voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000.0
     counts = {value: int((mask == value).sum()) for value in labels}
     sizes = {value: f"{count * voxel_ml:.4g} ml" if in_mm else f"{count} voxels" for value, count in counts.items()}
@@ -104,14 +108,6 @@ def draw_preview(
     figure.suptitle(title, fontsize=9)
     figure.legend(handles=case_legend(named), loc="lower center", ncols=_PER_ROW, fontsize=7, frameon=False)
     return figure
-
-
-def _draw_marks(ax: Axes, across: int, down: int) -> None:
-    """Letters of the directions at the picture's four borders."""
-    (right, left), (top, bottom) = _TOWARDS[across], _TOWARDS[down]
-    for x, y, letter in ((0.02, 0.5, right), (0.98, 0.5, left), (0.5, 0.975, top), (0.5, 0.025, bottom)):
-        text = ax.text(x, y, letter, transform=ax.transAxes, color="#FFE000", ha="center", va="center", fontsize=8)
-        text.set_path_effects([patheffects.withStroke(linewidth=1.5, foreground="black")])
 
 
 class CasePreview:
