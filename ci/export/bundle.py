@@ -66,6 +66,8 @@ class BundleExport:
             output |= {"num_channels": len(self.labels), "channel_def": self.labels}
             structures = ", ".join(name for value, name in self.labels.items() if value != "0")
             self.metadata["name"] = f"{structures} segmentation ({self.metadata['name']})"
+            # in the files that inference writes
+            self.values.setdefault("structures", [self.labels[value] for value in sorted(self.labels, key=int)[1:]])
         elif "num_classes" in self.values:
             raise ExportError("the overlay sets num_classes. Fix: --dataset_dir DIR, whose JSON names the classes.")
         if "in_channels" in self.values:
