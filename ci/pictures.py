@@ -6,13 +6,14 @@
     python -m ci.pictures pages                    # docs/report.png and docs/audit.png of what ci/demo.sh left
 
 All is seeded: the same machine and versions give the same pictures. ``SETTINGS`` says how the trainings are shortened
-(but for that of ``ambissl``), and so do the captions in the docs.
+(but for that of ``ambissl``); the captions, written with the pictures into the documents, say so too.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ import fire
 import matplotlib
 import nibabel as nib
 import numpy as np
+import yaml
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -52,6 +54,37 @@ SETTINGS: dict[str, dict[str, int]] = {
     "ambissl": {"val_interval": 10},
     "affinity_umamba": {"max_epochs": 3},
 }
+#: what a picture shows, in words for who cannot see it, and below it
+CAPTIONS = {
+    "alc": (
+        "Image, noisy label, answer and truth of a training case",
+        "A training case of the phantom: the image, the label as given, the network's answer, and the truth, which no "
+        "training saw.",
+    ),
+    "multicure": (
+        "Image without a label, answer and truth of a training case",
+        "A training case of the phantom, one of the 16 of 20 without a label: image, answer and truth.",
+    ),
+    "attenscribble": (
+        "Image, scribbles, answer and truth of a training case",
+        "A training case of the phantom: the image, the strokes that are all its label, the answer, and the truth.",
+    ),
+    "ambissl": (
+        "Image, masks of five raters, sampled answers and their disagreement",
+        "A test case of the phantom: the image, the masks of five raters, answers that the network draws, and where "
+        "they disagree.",
+    ),
+    "affinity_umamba": (
+        "Image, label with shifted borders, answer and truth of a training case",
+        "A training case of the phantom: the image, a label whose borders are shifted, the answer, and the truth.",
+    ),
+}
+PAGES = """The demo leaves two pages, the report of the evaluation and the audit of the noisy labels:
+
+| report | audit |
+|---|---|
+| ![Report: losses, validation, reliability, three cases with their largest error, metrics](docs/report.png) \
+| ![Audit: the most suspect labels as given, as proposed, and where they are suspect](docs/audit.png) |"""
 LARGEST = 100_000  # bytes of a picture
 STRUCTURES = {int(value): name for value, name in LABELS.items() if value != "0"}
 Volumes = dict[str, NDArray[Any]]
@@ -71,9 +104,32 @@ def main(*names: str, ckpt_dir: str | None = None, full: bool = False) -> None:
         if name == "pages":
             for page in ("test/report.png", "audit/audit.png"):
                 print(_smaller(ROOT / "bundles/alc/eval" / page, ROOT / "docs" / Path(page).name))
+            _write_block(ROOT / "README.md", PAGES, before="## Train, evaluate, infer")
             continue
+        settings = {} if full else SETTINGS[name]
         with tempfile.TemporaryDirectory() as work:
-            print(draw(name, _answer(name, Path(work), ckpt_dir, {} if full else SETTINGS[name])))
+            print(draw(name, _answer(name, Path(work), ckpt_dir, settings)))
+        _write_block(ROOT / "bundles" / name / "docs" / "README.md", _caption(name, settings), "## Model overview")
+
+
+def _caption(name: str, settings: dict[str, int]) -> str:
+    """Picture and caption as they stand in the bundle's docs."""
+    alt, text = CAPTIONS[name]
+    config = yaml.safe_load((ROOT / "bundles" / name / "configs" / "train.yaml").read_text())
+    told = {key: value for key, value in settings.items() if key != "val_interval"}  # which changes no step
+    how = ", ".join(f"{key} {value} in the place of {config[key]}" for key, value in told.items())
+    how = f"Shortened training ({how}): " if told else ""
+    return f"![{alt}](example.png)\n\n{text}\n{how}`python -m ci.pictures {name}`."
+
+
+def _write_block(page: Path, text: str, before: str) -> None:
+    """Write a text between the marks that it has in a page; where there are none, before a heading."""
+    block = f"<!-- picture -->\n{text}\n<!-- /picture -->\n\n"
+    content = re.sub(r"<!-- picture -->\n.*?<!-- /picture -->\n\n", "", page.read_text(), flags=re.DOTALL)
+    if f"\n{before}\n" not in content:
+        sys.exit(f"{page}: has no heading {before!r}. Fix: put it back.")
+    with atomic_path(page) as temporary:
+        temporary.write_text(content.replace(f"\n{before}\n", f"\n{block}{before}\n", 1))
 
 
 def _answer(name: str, work: Path, ckpt_dir: str | None, settings: dict[str, int]) -> Volumes:
@@ -99,8 +155,8 @@ def _answer(name: str, work: Path, ckpt_dir: str | None, settings: dict[str, int
     found["true"] = found["reference"] if "reference" in found else found["label"]
     if "labels" in record:
         found["raters"] = np.stack([_read(phantom / path) for path in record["labels"]])
-        for key in ("samples", "disagreement"):
-            found[key] = np.moveaxis(_read(work / "out" / case / f"{case}_{key}.nii.gz"), -1, 0)
+        found["samples"] = np.moveaxis(_read(work / "out" / case / f"{case}_samples.nii.gz"), -1, 0)
+        found["disagreement"] = _read(work / "out" / case / f"{case}_disagreement.nii.gz")
     return found
 
 
@@ -128,9 +184,7 @@ def draw(name: str, volumes: Volumes) -> Path:
     true = volumes["true"]
     index = pick_slice(true, volumes.get("label"), 2, true.shape[2])
     # the phantom's axes run to right, anterior and superior; shown as radiologists do
-    cut = {
-        key: np.swapaxes(volume[..., index], -1, -2)[..., ::-1, ::-1] for key, volume in _three_axes(volumes).items()
-    }
+    cut = {key: np.swapaxes(volume[..., index], -1, -2)[..., ::-1, ::-1] for key, volume in volumes.items()}
     window = tuple(np.percentile(cut["image"], (0.5, 99.8)))
     common: dict[str, Any] = {"labels": STRUCTURES, "window": window}
     figure = Figure(figsize=(8.0, 2.3))
@@ -159,11 +213,6 @@ def draw(name: str, volumes: Volumes) -> Path:
         FigureCanvasAgg(figure).print_figure(buffer, dpi=110, format="png")
     buffer.seek(0)
     return _save(Image.open(buffer), place)
-
-
-def _three_axes(volumes: Volumes) -> Volumes:
-    """Volumes of (X, Y, Z) or (n, X, Y, Z); a map with one channel loses it."""
-    return {key: volume[0] if volume.ndim == 4 and len(volume) == 1 else volume for key, volume in volumes.items()}
 
 
 def _draw_labels(ax: Axes, cut: Volumes, common: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ def test_pictures_are_small_and_made_anew_alike(kind: str, tmp_path: Path, monke
     case = volumes()
     masks = np.stack([case["true"], np.roll(case["true"], 1, axis=0)])
     strokes = np.where(np.arange(24)[:, None, None] % 4 == 0, case["true"], 255).astype(np.uint8)
-    spread = np.abs(masks[0].astype(float) - masks[1]).clip(0, 1)[None]
+    spread = np.abs(masks[0].astype(float) - masks[1]).clip(0, 1)
     case |= {
         "label": {"label": masks[1]},
         "scribble": {"scribble": strokes},
@@ -55,3 +55,16 @@ def test_a_page_that_is_not_there_and_names_that_are_unknown() -> None:
         pictures._smaller(Path("/nowhere/report.png"), Path("x.png"))
     with pytest.raises(SystemExit, match="nobody: unknown. Fix: name some of alc"):
         pictures.main("nobody")
+
+
+def test_the_caption_is_written_once_and_says_how_the_training_was_shortened(tmp_path: Path) -> None:
+    page = tmp_path / "README.md"
+    page.write_text("# Toy\n\nWords.\n\n## Model overview\n\nMore.\n")
+    for settings in ({"max_epochs": 3, "val_interval": 2}, {"val_interval": 2}):
+        pictures._write_block(page, pictures._caption("alc", settings), before="## Model overview")
+    text = page.read_text()
+    assert text.count("(example.png)") == 1 and text.index("example.png") < text.index("## Model overview")
+    assert "Shortened" not in text and text.startswith("# Toy\n\nWords.\n\n<!-- picture -->")
+    assert "Shortened training (max_epochs 3 in the place of 20): `" in pictures._caption("alc", {"max_epochs": 3})
+    with pytest.raises(SystemExit, match="has no heading '## Nothing'"):
+        pictures._write_block(page, "x", before="## Nothing")
