@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from .configs import key_lines, set_keys, strings
+from . import zoo
+from .configs import key_lines, prepend, set_keys, strings
 from .package import ROOT, CommonPackage, ExportError, names_from_common
 
 TEXTS = ("", ".py", ".yaml", ".yml", ".json", ".conf", ".md", ".txt", ".csv")
@@ -63,6 +64,10 @@ class BundleExport:
                 )
             output = self.metadata["network_data_format"]["outputs"]["pred"]
             output |= {"num_channels": len(self.labels), "channel_def": self.labels}
+            structures = ", ".join(name for value, name in self.labels.items() if value != "0")
+            self.metadata["name"] = f"{structures} segmentation ({self.metadata['name']})"
+            # in the files that inference writes
+            self.values.setdefault("structures", [self.labels[value] for value in sorted(self.labels, key=int)[1:]])
         elif "num_classes" in self.values:
             raise ExportError("the overlay sets num_classes. Fix: --dataset_dir DIR, whose JSON names the classes.")
         if "in_channels" in self.values:
@@ -81,6 +86,9 @@ class BundleExport:
             _write(target / "scripts" / TARGET / path.relative_to(self.common.folder), self._rename(path.read_text()))
         for path in self._files(IMAGES):
             _copy(path, target / path.relative_to(self.source))
+        if self.name in zoo.TENSORRT:
+            _write(target / "configs" / "inference_trt.yaml", zoo.tensorrt_overlay(self.metadata))
+        zoo.write_twins(target)
         if weights is not None:
             _copy(weights, target / "models" / "model.pt")
             if (calibration := weights.parent / CALIBRATION_FILE).is_file() and _is_of(calibration, weights):
@@ -110,6 +118,10 @@ class BundleExport:
             text = json.dumps(self.metadata, indent=4) + "\n"
         if path.suffix == ".md":
             text = re.sub(r"\[(?P<text>[^\]]*)\]\((?P<link>(?:\.\./)+[^)]*)\)", lambda m: self._relink(path, m), text)
+            if path.name == "README.md":
+                text = zoo.with_sections(text, self.metadata)
+        if path.suffix in (".md", ".txt"):
+            text = zoo.localised(text)
         return self._rename(self._localise(text))
 
     def _settled(self, path: Path, text: str) -> str:
@@ -134,11 +146,15 @@ class BundleExport:
             )
         if macros := [value for value in strings(config) if re.match(r"%.+\.(?:ya?ml|json)\b", value)]:
             raise ExportError(f"{path}: {macros[0]} takes a block from another file. Fix: write it out.")
+        if path.stem in STAND_ALONE:  # the bundle is found from any folder, and its `scripts` are imported at once
+            result = set_keys(result, {"bundle_root": zoo.BUNDLE_ROOT})
+            result = prepend(result, "initialize", [zoo.FIND_SCRIPTS])
+        if path.stem in STAND_ALONE or "imports" in config:  # an overlay's list takes the place of the other
+            result = prepend(result, "imports", zoo.NEEDED)
         return result
 
     def _localise(self, text: str) -> str:
         """Paths from the repository's root become paths from the bundle's."""
-        text = re.sub(rf"(?m)^bundle_root: .*bundles/{self.name}\b[\"']?", "bundle_root: .", text)
         return text.replace(f"bundles/{self.name}/", "")
 
     def _rename(self, text: str) -> str:

@@ -15,6 +15,10 @@ What a run was given on top of the configs goes along, so that annotation server
         --dataset_dir /data/la --weights runs/la/model.pt
 
 writes the overlay's values into the configs, and the classes of the data set's JSON into configs and metadata.
+
+``--torchscript``, ``--onnx`` and ``--program`` add the network as ``models/model.ts``, ``model.onnx``, ``model.pt2``,
+each compared with the network at other sizes than it was made with, see ``ci/export/formats.py``. A file of more than
+25 MB is named in ``large_files.yml``, as the model zoo wants it, with the address that ``--large_files_url`` begins.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from . import zoo
 from .bundle import BundleExport
 from .configs import read_labels, read_overlays
 from .package import ROOT, ExportError
@@ -55,6 +60,16 @@ def _try_weights(folder: Path) -> None:
         )
 
 
+def _write_formats(folder: Path, names: Sequence[str]) -> None:
+    """The network in other formats, by a process that knows nothing of the repository."""
+    program = Path(__file__).with_name("formats.py")
+    done = subprocess.run([sys.executable, program, *names], cwd=folder, capture_output=True, text=True)
+    if done.returncode != 0:
+        said = (done.stderr.strip().splitlines() or ["no reason"])[-1]
+        raise ExportError(f"{said}. Fix: leave that format out; models/model.pt is what all others are made from.")
+    print("\n".join(line for line in done.stdout.splitlines() if line.startswith("model.")))
+
+
 def _find_weights(bundle: Path, weights: Path | None, without: bool) -> Path | None:
     if without:
         return None
@@ -74,6 +89,10 @@ def export_bundle(
     dataset_dir: Path | None = None,
     datalist: str = "dataset.json",
     latent: bool = False,
+    torchscript: bool = False,
+    onnx: bool = False,
+    program: bool = False,
+    large_files_url: str | None = None,
     root: Path = ROOT,
 ) -> tuple[Path, Path]:
     """Export a bundle.
@@ -88,6 +107,10 @@ def export_bundle(
         dataset_dir: data set that the weights were trained with; its classes are written into configs and metadata.
         datalist: name of its JSON.
         latent: write the network with its latent code too, see :mod:`.latent`.
+        torchscript: write ``models/model.ts`` too.
+        onnx: write ``models/model.onnx`` too.
+        program: write ``models/model.pt2``, of ``torch.export``, too.
+        large_files_url: folder in the web where files of more than 25 MB will be.
         root: folder of the repository.
 
     Returns:
@@ -102,6 +125,10 @@ def export_bundle(
     if there := [str(path) for path in (folder, archive) if path.exists() and not overwrite]:
         raise ExportError(f"{there[0]} is there already. Fix: give --overwrite or another --output.")
     shipped = _find_weights(export.source, weights, without_weights)
+    chosen = {"model.ts": torchscript, "model.onnx": onnx, "model.pt2": program}
+    formats = [file for file, wanted in chosen.items() if wanted]
+    if formats and shipped is None:
+        raise ExportError(f"{formats[0]} needs weights. Fix: leave --without-weights out, or that format.")
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=output) as working:
         fresh, packed = Path(working) / name, Path(working) / archive.name
@@ -112,6 +139,9 @@ def export_bundle(
             from .latent import export_latent  # torch, which other exports do not need
 
             export_latent(fresh)
+        if formats:
+            _write_formats(fresh, formats)
+        zoo.write_large_files(fresh, large_files_url)
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
             for path in sorted(fresh.rglob("*")):
                 file.write(path, path.relative_to(working))
@@ -134,6 +164,10 @@ def main() -> int:
     parser.add_argument("--dataset_dir", type=Path, help="data set whose classes are written in")
     parser.add_argument("--datalist", default="dataset.json", help="name of its JSON")
     parser.add_argument("--latent", action="store_true", help="TorchScript and ONNX of (image, latent) to logits too")
+    parser.add_argument("--torchscript", action="store_true", help="write models/model.ts too")
+    parser.add_argument("--onnx", action="store_true", help="write models/model.onnx too")
+    parser.add_argument("--program", action="store_true", help="write models/model.pt2, of torch.export, too")
+    parser.add_argument("--large_files_url", help="folder in the web where files of more than 25 MB will be")
     arguments = parser.parse_args()
     try:
         folder, archive = export_bundle(**vars(arguments))

@@ -1,11 +1,16 @@
-"""Configs as text: keys replaced, comments kept; what a run was given on top of them."""
+"""Configs as text: keys replaced, comments kept; what a run was given on top of them.
+
+Values are written by PyYAML, which MONAI reads them with. (ruamel.yaml writes YAML 1.2, of which PyYAML takes 1e-05 for
+text and off for no.)
+"""
 
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +40,21 @@ def set_keys(text: str, values: dict[str, Any]) -> str:
             end = next(place for place in starts if place >= end)
         result += lines[start:end]
     return "\n".join(result) + "\n"
+
+
+def prepend(text: str, key: str, items: Sequence[str]) -> str:
+    """Put items at the beginning of a top-level list of a YAML text; without such a key it comes last.
+
+    Args:
+        text: content of a YAML file, each item of the list a line of its own, beginning with ``- ``.
+        key: of the list.
+        items: texts; those that the list has already are left out.
+    """
+    there = (yaml.safe_load(text) or {}).get(key, [])
+    lines = [f"- {json.dumps(item) if '@' in item else item}" for item in items if item not in there]
+    if not there:
+        return "\n".join([text.rstrip("\n"), "", f"{key}:", *lines]) + "\n"
+    return re.sub(rf"(?m)^{key}:.*$", lambda match: "\n".join([match[0], *lines]), text, count=1)
 
 
 def key_lines(key: str, value: Any) -> list[str]:

@@ -79,7 +79,7 @@ class BundleChecks:
     def inference(self) -> str:
         """A segmentation in the image's space, of the classes."""
         volume = self._volume(self.server.infer(self.name, self.image).body)
-        image: Any = nib.load(self.server.studies / f"{self.image}.nii.gz")  # type: ignore[attr-defined]
+        image: Any = nib.load(self.server.studies / f"{self.image}.nii.gz")
         values = np.asarray(volume.dataobj)
         need(values.shape == image.shape and np.allclose(volume.affine, image.affine), "it is in another space")
         need(set(np.unique(values)) <= set(range(4)), f"its values are {np.unique(values)}")
@@ -199,9 +199,9 @@ class BundleChecks:
     def _volume(content: bytes) -> Any:
         with tempfile.NamedTemporaryFile(suffix=".nii.gz") as file:
             Path(file.name).write_bytes(content)
-            volume: Any = nib.load(file.name)  # type: ignore[attr-defined]
+            volume: Any = nib.load(file.name)
             np.asarray(volume.dataobj)
-            return nib.Nifti1Image(np.asarray(volume.dataobj), volume.affine)  # type: ignore[attr-defined]
+            return nib.Nifti1Image(np.asarray(volume.dataobj), volume.affine)
 
 
 def _hash(path: Path) -> str:

@@ -66,7 +66,7 @@ def _labels(source: Path, record: Mapping[str, Any]) -> Iterator[tuple[str, Path
 
 def draw(scribble: Path, target: Path, classes: int) -> None:
     """A scribble as an annotation tool would save it: 0 where nothing is drawn, ``classes`` for the background."""
-    image: Any = nib.load(scribble)  # type: ignore[attr-defined]
+    image: Any = nib.load(scribble)
     values = np.asarray(image.dataobj)
     drawn = np.where(values == 0, classes, np.where(values == SCRIBBLE_UNLABELLED, 0, values)).astype(np.uint8)
-    nib.save(nib.Nifti1Image(drawn, image.affine), target)  # type: ignore[attr-defined]
+    nib.save(nib.Nifti1Image(drawn, image.affine), target)

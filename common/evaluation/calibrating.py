@@ -19,8 +19,9 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose
 
-from ..data.loading.temperature import LEAST_PROBABILITY, Temperatures
+from ..data.loading.temperature import LEAST_PROBABILITY, Temperatures, Weights
 from ..data.loading.transforms import SaveNiftid
+from ..errors import ExpectedError
 from ..files import CALIBRATION_FILE, file_digest
 from .calibration import foreground_voxels
 from .evaluators import CaseEvaluator
@@ -94,16 +95,24 @@ class Calibrator:
         weights: the network's file of weights.
         per_class: fit one temperature for each structure too. Voxels that are predicted to be background keep the
             temperature of all: of them only those are seen whose reference is a structure, all of them wrong.
+
+    Raises:
+        ExpectedError: for the weights of an ensemble.
     """
 
     def __init__(
         self,
         evaluator: CaseEvaluator,
         data: Sequence[Mapping[str, Any]],
-        weights: str | os.PathLike[str],
+        weights: Weights,
         per_class: bool = False,
     ) -> None:
-        self.evaluator, self.data, self.weights, self.per_class = evaluator, list(data), Path(weights), per_class
+        files = [weights] if isinstance(weights, (str, os.PathLike)) else list(weights)
+        if len(files) != 1:
+            raise ExpectedError(
+                f"weights: a temperature is of one network, and these are {len(files)}. Fix: give calibrating one file."
+            )
+        self.evaluator, self.data, self.weights, self.per_class = evaluator, list(data), Path(files[0]), per_class
         self._random = np.random.default_rng(0)
 
     def run(self) -> Temperatures:

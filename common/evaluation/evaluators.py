@@ -12,8 +12,11 @@ from monai.handlers import IgniteMetricHandler, StatsHandler, from_engine
 from monai.metrics import DiceMetric
 from monai.transforms import AsDiscreted, Compose, Invertd
 
+from ..data.loading.components import LargestComponentd
+from ..data.loading.temperature import Weights
 from ..data.loading.transforms import SaveNiftid, SegmentationAndUncertaintyd
 from .handlers import CaseMetrics, CaseProgress
+from .volumes import CaseVolumes
 
 
 class Validator(SupervisedEvaluator):
@@ -69,10 +72,11 @@ class CaseEvaluator(SupervisedEvaluator):
         inferer: gives probabilities, see :mod:`~common.evaluation.inferers`.
         output_dir: folder to write to.
         structures: names by label value; given, each case's ``label`` is compared, see
-            :class:`~common.evaluation.handlers.CaseMetrics`.
+            :class:`~common.evaluation.handlers.CaseMetrics` and :class:`~common.evaluation.volumes.CaseVolumes`.
         postprocessing: from the network's answer to files; default: :func:`case_postprocessing` of the loader's own
             transforms.
         weights: the network's file of weights, whose calibration is applied by the default postprocessing; None: none.
+        largest_component: let the default postprocessing keep of each structure its largest component alone.
         seed: of the bootstrap.
         val_handlers: handlers beside those that this class attaches.
     """
@@ -86,16 +90,19 @@ class CaseEvaluator(SupervisedEvaluator):
         output_dir: str | os.PathLike[str],
         structures: Mapping[int, str] | None = None,
         postprocessing: Any = None,
-        weights: str | os.PathLike[str] | None = None,
+        weights: Weights | None = None,
+        largest_component: bool = False,
         seed: int = 0,
         val_handlers: Sequence[Any] = (),
     ) -> None:
         if postprocessing is None:
-            postprocessing = case_postprocessing(val_data_loader.dataset.transform, output_dir, weights)
+            transforms = val_data_loader.dataset.transform
+            postprocessing = case_postprocessing(transforms, output_dir, weights, largest_component)
         self.postprocessing = postprocessing
         handlers: list[Any] = [CaseProgress(output_dir)]
         if structures is not None:
             handlers.append(CaseMetrics(output_dir, dict(structures), seed=seed))
+            handlers.append(CaseVolumes(output_dir, structures))
         super().__init__(
             device=device,
             val_data_loader=val_data_loader,
@@ -108,7 +115,10 @@ class CaseEvaluator(SupervisedEvaluator):
 
 
 def case_postprocessing(
-    preprocessing: Compose, output_dir: str | os.PathLike[str], weights: str | os.PathLike[str] | None = None
+    preprocessing: Compose,
+    output_dir: str | os.PathLike[str],
+    weights: Weights | None = None,
+    largest_component: bool = False,
 ) -> Compose:
     """Probabilities brought to the label's space, their argmax and entropy, and files of all that a report shows.
 
@@ -117,12 +127,14 @@ def case_postprocessing(
             of the image, ``shown``.
         output_dir: folder to write to.
         weights: see :class:`~common.data.loading.transforms.SegmentationAndUncertaintyd`.
+        largest_component: keep of each structure its largest component alone.
     """
     folder = str(output_dir)
     return Compose(
         [
             Invertd("pred", transform=preprocessing, orig_keys="image", nearest_interp=False),
             SegmentationAndUncertaintyd("pred", weights),
+            LargestComponentd("pred", largest_component),
             SaveNiftid("shown", folder, "image"),
             SaveNiftid("uncertainty", folder, "uncertainty"),
             SaveNiftid("label", folder, "label", dtype="uint8", like="shown"),

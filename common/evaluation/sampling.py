@@ -22,6 +22,8 @@ from monai.inferers import SliceInferer, SlidingWindowInferer
 from monai.transforms import Compose, Invertd, MapTransform, Transform
 
 from ..data.contract.names import case_name
+from ..data.loading.components import LargestComponentd
+from ..data.loading.temperature import Weights
 from ..data.loading.transforms import SaveNiftid, SegmentationAndUncertaintyd
 from .ambiguity import AMBIGUITY_FILE, ambiguity_row, ambiguity_summary, pairs_that_differ, write_ambiguity
 from .consensus import CONSENSUS, StapleConsensusd
@@ -156,8 +158,9 @@ def sample_postprocessing(
     output_dir: str | os.PathLike[str],
     num_classes: int,
     measured: bool = True,
-    weights: str | os.PathLike[str] | None = None,
+    weights: Weights | None = None,
     consensus: str = "mean",
+    largest_component: bool = False,
 ) -> Compose:
     """From n answers to maps in the image's own space and their files.
 
@@ -173,6 +176,7 @@ def sample_postprocessing(
         weights: the network's file of weights, whose calibration tempers the mean probability; None: none.
         consensus: ``mean``: the class of largest mean probability; ``staple``: see
             :class:`~.consensus.StapleConsensusd`.
+        largest_component: keep of each structure of the consensus its largest component alone; the samples stay.
 
     Raises:
         ValueError: another consensus.
@@ -186,6 +190,7 @@ def sample_postprocessing(
         SplitSamplesd("pred", num_classes),
         SegmentationAndUncertaintyd("pred", weights),
         *([StapleConsensusd("pred", num_classes)] if consensus == "staple" else []),
+        LargestComponentd("pred", largest_component),
         SaveNiftid("pred", folder, "pred", dtype="uint8"),
         SaveNiftid("probabilities", folder, "probability"),
         SaveNiftid("uncertainty", folder, "uncertainty"),

@@ -242,7 +242,8 @@ def _corners(
         taps = torch.arange(moves.shape[1], device=x.device)
         for behind in range(len(size) - 1, axis, -1):
             outputs, taps = outputs // size[behind], taps // weight.shape[2 + behind]
-        place = (outputs % size[axis]).unsqueeze(1) * stride - padding + (taps % weight.shape[2 + axis]) * dilation
+        outputs = outputs - outputs // size[axis] * size[axis]  # a remainder by a size is unknown to the ONNX exporter
+        place = outputs.unsqueeze(1) * stride - padding + (taps % weight.shape[2 + axis]) * dilation
         places = place.to(moves.dtype) + moves[:, :, axis].transpose(1, 2)  # (B, n, taps), in voxels
         low = places.detach().floor()
         extent = x.shape[2 + axis]

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from .check import CheckedSettings, SettingsError
+from .lists import ListSetting
 from .setting import Setting, switch
-from .table import AUDIT, COMMON, VOLUMES, SettingsTable
+from .table import AUDIT, COMMON, MIRRORED_SLICES, VOLUMES, SettingsTable
 
-__all__ = ["AUDIT", "COMMON", "VOLUMES", "CheckedSettings", "Setting", "SettingsError", "SettingsTable", "switch"]
+__all__ = [
+    "AUDIT",
+    "COMMON",
+    "MIRRORED_SLICES",
+    "VOLUMES",
+    "CheckedSettings",
+    "ListSetting",
+    "Setting",
+    "SettingsError",
+    "SettingsTable",
+    "switch",
+]

@@ -20,6 +20,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from pydoc import locate
 from types import FrameType
 from typing import Any
@@ -34,6 +35,7 @@ from .table import SettingsTable
 
 ARGUMENTS = set(inspect.signature(bundle_run).parameters) - {"override"} | {"workflow_name", "workflow_type"}
 STRUCTURE = {"imports", "initialize", "finalize", "_meta_", "displayable_configs", "experiment_name", "run_name"}
+BASES = ("train", "inference")  # config files that others go on top of
 SEPARATORS = re.compile("#|::")
 
 
@@ -56,6 +58,8 @@ class CheckedSettings(dict[str, Any]):
         super().__init__()
         short_last_words()
         parser, run_id, arguments = _what_runs(inspect.currentframe())
+        if misplaced := [*_misplaced(parser, arguments)]:
+            raise SettingsError(misplaced, "the config files")
         self._table, self._parser = table, parser
         faults = [*_strange_keys(table, parser, arguments), *self._plain(), *self._evaluated()]
         faults += [] if faults else [fault for check in table.checks for fault in check(self)]
@@ -108,6 +112,37 @@ def _what_runs(frame: FrameType | None) -> tuple[ConfigParser, str, dict[str, An
     if parser is None:
         raise RuntimeError("Settings are checked by a config: settings: {_target_: scripts.settings.check}.")
     return parser, "run", {}
+
+
+def _misplaced(parser: ConfigParser, arguments: Mapping[str, Any]) -> Iterator[Fault]:
+    """Config files without what they go on top of, or before it; a bundle that is not where its config says."""
+    files = arguments.get("config_file") or []
+    paths = [Path(file) for file in (files if isinstance(files, (list, tuple)) else str(files).split(","))]
+    bases = [path for path in paths if path.stem in BASES]
+    if missing := [
+        name for name in ("data", "network_def") if name in _references(parser.get()) and name not in parser
+    ]:
+        path = paths[0] if paths else Path("configs/evaluate.yaml")
+        first = path.with_stem("train")
+        yield Fault(
+            str(path),
+            f"goes on top of train.yaml, and without it there is no {' and no '.join(missing)}",
+            f"--config_file \"['{first}','{path}']\"",
+        )
+    elif bases and paths[0] not in bases:
+        right = [*bases, *(path for path in paths if path not in bases)]
+        yield Fault(
+            str(bases[0]),
+            f"comes after {paths[0].name}, whose keys it would replace",
+            f'--config_file "{[*map(str, right)]}"',
+        )
+    root = parser.get("bundle_root")
+    if isinstance(root, str) and not _is_evaluated(root) and not Path(root).is_dir():
+        yield Fault(
+            "bundle_root",
+            f"there is no folder {root} in {Path.cwd()}",
+            f"cd {Path(__file__).resolve().parents[2]}, or export the bundle (ci/export_bundle.py): that runs anywhere",
+        )
 
 
 def _strange_keys(table: SettingsTable, parser: ConfigParser, arguments: Mapping[str, Any]) -> Iterator[Fault]:

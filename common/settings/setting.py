@@ -162,6 +162,9 @@ class Setting:
         return value
 
     def _fault(self, what: str) -> BadValueError:
+        return BadValueError(Fault(self.name, what, f"give {self._wanted()}" + (", or null" if self.optional else "")))
+
+    def _wanted(self) -> str:
         wanted = {
             "path": "a path",
             "device": "cpu, cuda or cuda:0",
@@ -175,7 +178,7 @@ class Setting:
             each = ", each" if self.items is not None and self.range else ""
             wanted = f"{amount} {self.kind}{plural}{alone}{each}" + (f" {self.range}" if self.range else "")
             wanted += f" ({self.unit})" if self.unit else ""
-        return BadValueError(Fault(self.name, what, f"give {wanted}" + (", or null" if self.optional else "")))
+        return wanted
 
 
 class BadValueError(Exception):

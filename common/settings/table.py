@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import Fault
+from .lists import ListSetting
 from .setting import Setting
 
 Check = Callable[[Mapping[str, Any]], Iterable[Fault]]
@@ -33,16 +35,29 @@ COMMON = (
     Setting("resume", "switch", "continue the run in ckpt_dir"),
     Setting("device", "device", "where to compute"),
     Setting("section", "word", "section of the data set", choices=("training", "validation", "test")),
-    Setting("weights", "path", "trained weights"),
+    ListSetting(
+        "weights", "path", "trained weights; of a list the mean of the networks answers", shortest=1, single=True
+    ),
+    Setting("largest_component", "switch", "keep of each structure its largest connected component alone"),
+    ListSetting("structures", "word", "names of the classes from 1 on, for files; null: class 1, ...", optional=True),
+    Setting("preview", "switch", "write a picture of each case"),
+    Setting("dicom_seg", "switch", "write a DICOM SEG object beside what was segmented in a DICOM series"),
     Setting("calibration", "switch", "temper probabilities, where calibration.json lies beside the weights"),
     Setting("results_dir", "path", "folder of an evaluation's results"),
 )
 
 VOLUMES = (
+    ListSetting(
+        "mirror_axes", "whole number", "axes along which answers to mirror images are averaged", least=0, most=2
+    ),
     Setting("spacing", "number", "to which images are resampled", unit="mm", above=0, items=3),
     # a V-Net halves its input four times
     Setting("patch_size", "whole number", "of training and windows", unit="voxels", above=0, multiple_of=16, items=3),
     Setting("overlap", "number", "of windows along each axis", least=0, below=1, items=3, single=True),
+)
+
+MIRRORED_SLICES = ListSetting(
+    "mirror_axes", "whole number", "of slices, along which answers to mirror images are averaged", least=0, most=1
 )
 
 AUDIT = (
@@ -62,7 +77,7 @@ class SettingsTable:
 
     def __init__(self, *settings: Sequence[Setting], checks: Sequence[Check] = ()) -> None:
         self.settings = {setting.name: setting for group in settings for setting in group}
-        self.checks = tuple(checks)
+        self.checks = (_names_fit_classes, _highdicom_is_there, *checks)
 
     def __contains__(self, name: object) -> bool:
         return name in self.settings
@@ -80,6 +95,18 @@ class SettingsTable:
             cells = (f"`{setting.name}`", setting.type, setting.range, setting.unit, setting.meaning)
             rows.append("| " + " | ".join(cells) + " |")
         return "\n".join(rows) + "\n"
+
+
+def _names_fit_classes(values: Mapping[str, Any]) -> Iterator[Fault]:
+    names, classes = values.get("structures"), values.get("num_classes")
+    if names is not None and classes is not None and len(names) != classes - 1:
+        what = f"has {len(names)} items, and num_classes is {classes}, background included"
+        yield Fault("structures", what, f"give {classes - 1} names, or null")
+
+
+def _highdicom_is_there(values: Mapping[str, Any]) -> Iterator[Fault]:
+    if values.get("dicom_seg") and importlib.util.find_spec("highdicom") is None:
+        yield Fault("dicom_seg", "is true, and the package highdicom is not installed", "pip install highdicom")
 
 
 def batch_not_empty(first: str, second: str) -> Check:

@@ -198,6 +198,7 @@ def test_settings_of_a_run_go_along(name: str, tmp_path: Path) -> None:
     assert (
         train["num_classes"] == inference["num_classes"] == 3 and train["in_channels"] == inference["in_channels"] == 2
     )
+    assert inference["structures"] == ["tumour", "oedema"] and "structures" not in train
     assert train["common_block"]["_target_"] == "scripts._common.training.schedules.ramp"
     assert (exported / "scripts" / "_common" / "training" / "schedules.py").is_file()
     metadata = json.loads((exported / "configs" / "metadata.json").read_text())["network_data_format"]

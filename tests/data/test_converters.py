@@ -17,10 +17,10 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from common.data import open_data
 from common.data.contract.faults import DataError
 from common.data.converters.decathlon import convert_decathlon
-from common.data.converters.dicom import read_dicom_series
 from common.data.converters.la import convert_la2018, convert_la_h5
 from common.data.converters.nnunet import convert_nnunet
 from common.data.converters.pancreas import convert_pancreas, read_label
+from common.data.loading.dicom import read_dicom_series
 
 SHAPE = (12, 10, 8)
 BRIGHT = (9, 2, 5)  # no axis alike, none in the middle

@@ -1,3 +1,8 @@
 """AffinityUMamba: the method, its losses and its network."""
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[3]))  # `common`, from whichever folder the bundle is run

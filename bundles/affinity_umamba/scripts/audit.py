@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from common.evaluation.audit import suspicion
+from common.evaluation.ensemble import Ensemble, log_probability
 
 from .losses import local_suspicion
 from .network import AffinityUMamba
@@ -18,7 +19,7 @@ class BothDecoders(nn.Module):
     """A trained network that answers with both of its decoders.
 
     Args:
-        network: trained.
+        network: trained, or an ensemble, whose mean answers.
 
     Shape:
         image (B, channels, *S) to (B, 2 C, *S): logits of the Affinity-Mamba decoder, probabilities of the CNN decoder.
@@ -27,16 +28,25 @@ class BothDecoders(nn.Module):
         ValueError: when the network has a single output.
     """
 
-    def __init__(self, network: AffinityUMamba) -> None:
+    def __init__(self, network: AffinityUMamba | Ensemble) -> None:
         super().__init__()
-        if not hasattr(network, "branches"):
-            raise ValueError(f"The audit takes a network with two decoders, {type(network).__name__} has one.")
+        for member in network.networks if isinstance(network, Ensemble) else [network]:
+            if not hasattr(member, "branches"):
+                raise ValueError(f"The audit takes a network with two decoders, {type(member).__name__} has one.")
         self.network = network
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Maps (B, 2 C, *S) of an image (B, channels, *S)."""
+        if isinstance(self.network, Ensemble):
+            am, cnn = self.network.mean(image, _both_probabilities).chunk(2, dim=1)
+            return torch.cat([log_probability(am), cnn], dim=1)
         cnn, am = self.network.branches(image)
         return torch.cat([am.float(), cnn.float().softmax(1)], dim=1)
+
+
+def _both_probabilities(network: nn.Module, image: torch.Tensor) -> torch.Tensor:
+    cnn, am = network.branches(image)  # type: ignore[operator]
+    return torch.cat([am.float().softmax(1), cnn.float().softmax(1)], dim=1)
 
 
 def local_affinity_suspicion(maps: np.ndarray, label: np.ndarray) -> np.ndarray:

@@ -1,1 +1,8 @@
 """AmbiSSL: network, losses and method."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[3]))  # `common`, from whichever folder the bundle is run

@@ -217,8 +217,10 @@ class ProbabilisticUNet(nn.Module):
         padding: list[int] = []
         for axis in range(image.ndim - 1, 1, -1):
             size = image.shape[axis]
-            # 32 is the stride of the deepest features; one voxel of them alone has no batch statistics
-            padding += [0, max(-size % 32, 64 - size)]
+            # 32 is the stride of the deepest features; one voxel of them alone has no batch statistics: it becomes two
+            # by a term that is 1 for 1 and else 0, for an exported graph keeps sums, but not a max of sizes
+            steps = (size + 31) // 32
+            padding += [0, 32 * (steps + 1 // steps) - size]
         features: list[torch.Tensor] = self.encoder(functional.pad(image, padding))
         return features
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from common.evaluation.consensus import CONSENSUS
-from common.settings import COMMON, CheckedSettings, Setting, SettingsTable
+from common.settings import COMMON, MIRRORED_SLICES, CheckedSettings, Setting, SettingsTable
 from common.settings.table import batch_not_empty
 
 from .latents import FAMILIES
 from .supervised import ORDERS, POSTERIORS
 
 SLICES = (
+    MIRRORED_SLICES,
     Setting("slice_axis", "whole number", "axis of the files' arrays across which slices lie", least=0, most=2),
     Setting("slice_size", "whole number", "to which slices are resized", "pixels", least=16, items=2),
     Setting("raters_per_batch", "whole number", "slices of images with raters in a batch", least=0),

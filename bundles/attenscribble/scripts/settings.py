@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from common.errors import Fault
-from common.settings import COMMON, CheckedSettings, Setting, SettingsTable
+from common.settings import COMMON, MIRRORED_SLICES, CheckedSettings, Setting, SettingsTable
 
 
 def _attention_for_its_loss(values: Mapping[str, Any]) -> Iterator[Fault]:
@@ -16,6 +16,7 @@ def _attention_for_its_loss(values: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 SLICES = (
+    MIRRORED_SLICES,
     Setting("slice_axis", "whole number", "axis of the files' arrays across which slices lie", least=0, most=2),
     # a U-Net halves its input four times
     Setting("slice_size", "whole number", "to which slices are resized", "pixels", least=16, items=2),

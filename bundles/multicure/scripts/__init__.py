@@ -1,1 +1,8 @@
 """MultiCURE: two networks, the uncertainty of one and the contrast of features, and its equations."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[3]))  # `common`, from whichever folder the bundle is run

@@ -11,6 +11,7 @@ from monai.networks.nets.resnet import ResNetBlock
 from torch import nn
 from torch.nn import functional
 
+from common.evaluation.ensemble import Ensemble, log_probability
 from common.networks.vnet import VNet, VNetDecoder, check_size
 from common.ops.deformable import DeformableConv
 from common.settings import switch
@@ -106,7 +107,8 @@ class WithDisagreement(nn.Module):
     """The network's output with one more channel: how far its two halves are apart.
 
     Args:
-        network: trained; the output of one without two halves, such as a baseline's V-Net, stays as it is.
+        network: trained, or an ensemble, of which both are the means; the output of networks without two halves, such
+            as a baseline's V-Net, stays as it is.
 
     Shape:
         image (B, in_channels, *S) to (B, out_channels + 1, *S): the network's logits and, last, half the L1 distance of
@@ -119,13 +121,25 @@ class WithDisagreement(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Logits with the disagreement as one channel more, (B, C + 1, *S); of another network its logits alone."""
+        if isinstance(self.network, Ensemble) and isinstance(self.network.networks[0], MultiCURENet):
+            maps = self.network.mean(image, _probabilities_and_disagreement)
+            return torch.cat([log_probability(maps[:, :-1]), maps[:, -1:]], 1)
         if not isinstance(self.network, MultiCURENet):
             return self.network(image)
-        outputs = self.network.branches(image)
-        first, second = (logits.float().softmax(1) for logits in (outputs.predictive, outputs.auxiliary))
-        alone = {"predictive": outputs.predictive, "auxiliary": outputs.auxiliary}
-        logits = alone.get(self.network.output, mean_log_probability(outputs.predictive, outputs.auxiliary))
-        return torch.cat([logits, 0.5 * (first - second).abs().sum(1, keepdim=True)], 1)
+        return _logits_and_disagreement(self.network, image)
+
+
+def _logits_and_disagreement(network: MultiCURENet, image: torch.Tensor) -> torch.Tensor:
+    outputs = network.branches(image)
+    first, second = (logits.float().softmax(1) for logits in (outputs.predictive, outputs.auxiliary))
+    alone = {"predictive": outputs.predictive, "auxiliary": outputs.auxiliary}
+    logits = alone.get(network.output, mean_log_probability(outputs.predictive, outputs.auxiliary))
+    return torch.cat([logits, 0.5 * (first - second).abs().sum(1, keepdim=True)], 1)
+
+
+def _probabilities_and_disagreement(network: nn.Module, image: torch.Tensor) -> torch.Tensor:
+    maps = _logits_and_disagreement(network, image)  # type: ignore[arg-type]
+    return torch.cat([maps[:, :-1].float().softmax(1), maps[:, -1:].float()], 1)
 
 
 class ResNetVNet(VNetDecoder):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import short_last_words
+from ..loading.dicom import series_as_nifti
 from .checks import check_records
 from .dataset import SegmentationData
 from .faults import DataError, Fault
@@ -34,7 +35,8 @@ def images_to_segment(
     """List the images to segment, all of them opened and checked.
 
     Args:
-        dataset_dir: a NIfTI file, or a folder whose NIfTI files are all taken.
+        dataset_dir: a NIfTI file, or a folder whose NIfTI files are all taken; where it holds none, all of its DICOM
+            series are taken, which are written as NIfTI to ``<output_dir>/dicom``.
         datalist: a NIfTI file, or a JSON: a list of paths or records, or a data set, of which ``test`` is taken; looked
             for in ``dataset_dir`` first. Paths are relative to ``dataset_dir`` if that is given, else to the JSON.
         phantom: kind of phantom whose ``test`` section is taken when nothing else is given.
@@ -82,7 +84,11 @@ def _list(
     path = Path(source).absolute()
     if not path.exists():
         raise DataError(
-            [Fault(str(source), "there is no such file or folder", "give a NIfTI file or a folder of them")]
+            [
+                Fault(
+                    str(source), "there is no such file or folder", "give a NIfTI file, or a folder of them or of DICOM"
+                )
+            ]
         )
     if path.is_file():
         found = [path]
@@ -90,8 +96,11 @@ def _list(
         # names that begin with a dot are no images: macOS leaves such beside every file, so does an unfinished output
         inside = sorted(p for p in path.rglob("*") if p.name.endswith(NIFTI) and not p.name.startswith("."))
         found = _without_results(inside, path, None if output_dir is None else Path(output_dir).absolute())
+        if not found and output_dir is not None:
+            found = series_as_nifti(path, Path(output_dir).absolute() / "dicom")
     if not found or not found[0].name.endswith(NIFTI):
-        raise DataError([Fault(str(source), "no NIfTI image here", "give a file that ends in .nii or .nii.gz")])
+        what = "no NIfTI image and no DICOM series here"
+        raise DataError([Fault(str(source), what, "give a file that ends in .nii or .nii.gz, or a series' folder")])
     return [{"image": str(image)} for image in found]
 
 

@@ -1,9 +1,9 @@
-"""What the header of an image tells: which case it is, how large its voxels are."""
+"""Names and sizes of a case: what it is called by its image, how its structures are called, how large voxels are."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,24 @@ def shared_names(images: Iterable[str | Sequence[str]]) -> dict[str, list[str]]:
     for image in images:
         named[case_name(image)].append(image if isinstance(image, str) else image[0])
     return {name: same for name, same in named.items() if len(set(same)) > 1}
+
+
+def structure_names(structures: Mapping[int, str] | Sequence[str] | None, num_classes: int) -> dict[int, str]:
+    """Names of the structures by class number, background left out.
+
+    Args:
+        structures: names by class number, or names of the classes from 1 on, or None: "class 1", "class 2", ...
+        num_classes: background included.
+
+    Example:
+        >>> structure_names(["liver", "spleen"], 3), structure_names(None, 2)
+        ({1: 'liver', 2: 'spleen'}, {1: 'class 1'})
+    """
+    if structures is None:
+        return {value: f"class {value}" for value in range(1, num_classes)}
+    if isinstance(structures, Mapping):
+        return {int(value): name for value, name in structures.items() if int(value) != 0}
+    return dict(enumerate(structures, start=1))
 
 
 def voxel_size(label: Any) -> tuple[float, ...] | None:

@@ -27,8 +27,6 @@ from tqdm import tqdm
 from ..contract.output import fault, new_folder, place, write_json
 from ..contract.volumes import Header, read_header, read_voxels
 
-# NRRD and DICOM give positions as left, posterior, superior; NIfTI as right, anterior, superior
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 
 

@@ -17,8 +17,8 @@ import pydicom
 from PIL import Image, UnidentifiedImageError
 
 from ..contract.output import fault
-from .base import LPS_TO_RAS, Case, Source, Volume, below_test_folder, converter, held_out_names
-from .dicom import read_dicom_series
+from ..loading.dicom import LPS_TO_RAS, read_dicom_series
+from .base import Case, Source, Volume, below_test_folder, converter, held_out_names
 
 logger = logging.getLogger(__name__)
 

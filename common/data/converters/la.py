@@ -11,7 +11,8 @@ import nrrd
 import numpy as np
 
 from ..contract.output import fault
-from .base import LPS_TO_RAS, Case, Source, Volume, below_test_folder, binary_mask, converter, crop, held_out_names
+from ..loading.dicom import LPS_TO_RAS
+from .base import Case, Source, Volume, below_test_folder, binary_mask, converter, crop, held_out_names
 
 LABELS = {"0": "background", "1": "left atrium"}
 H5_SPACING = 0.625  # mm; the h5 files do not store it

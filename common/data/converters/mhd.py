@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from ..contract.output import fault
-from .base import LPS_TO_RAS, Volume
+from ..loading.dicom import LPS_TO_RAS
+from .base import Volume
 
 # NumPy type, without byte order, of each element type
 _TYPES = {

@@ -29,8 +29,8 @@ import numpy as np
 from nibabel import orientations
 
 from ..contract.output import fault
+from ..loading.dicom import read_dicom_series
 from .base import NIFTI_ENDINGS, Case, Source, Volume, binary_mask, converter, crop, held_out_names, source_folder
-from .dicom import read_dicom_series
 
 logger = logging.getLogger(__name__)
 

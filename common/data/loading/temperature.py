@@ -86,18 +86,26 @@ class Temperatures:
             temporary.write_text(json.dumps(vars(self), indent=1) + "\n")
 
 
-def read_temperatures(weights: str | os.PathLike[str]) -> Temperatures | None:
+Weights = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+def read_temperatures(weights: Weights) -> Temperatures | None:
     """Read what lies beside a file of weights.
 
     Args:
-        weights: the file of weights; there need not be one.
+        weights: the file of weights, of which there need not be one, or several files of an ensemble.
 
     Returns:
-        None where there is no such file, and, with a warning, where it was fitted to other weights.
+        None where there is no such file, for an ensemble, whose mean is less sure than each network that was fitted,
+        and, with a warning, where it was fitted to other weights.
 
     Raises:
         ValueError: when the file is damaged or holds something else.
     """
+    if not isinstance(weights, (str, os.PathLike)):
+        if len(weights) > 1:
+            return None
+        weights = weights[0]
     path = Path(weights).parent / CALIBRATION_FILE
     if not path.is_file() or not Path(weights).is_file():
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from monai.transforms import MapTransform, SaveImaged, Spacingd, Transform
 
 from ...files import atomic_path
 from ..contract.records import is_kind
-from .temperature import read_temperatures, temper
+from .temperature import Weights, read_temperatures, temper
 
 
 class MarkCleanLabeld(Transform):
@@ -62,10 +61,10 @@ class SegmentationAndUncertaintyd(MapTransform):
 
     Args:
         keys: of the probabilities.
-        weights: the network's file of weights; None: nothing is tempered.
+        weights: the network's file of weights; None: nothing is tempered, nor is the mean of several networks.
     """
 
-    def __init__(self, keys: KeysCollection = "pred", weights: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, keys: KeysCollection = "pred", weights: Weights | None = None) -> None:
         super().__init__(keys)
         self.temperatures = None if weights is None else read_temperatures(weights)
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from .errors import LargestError, largest_error
 
 __all__ = [
+    "MARKS",
     "VIEWS",
     "CasePicture",
     "draw_caption",
@@ -31,7 +32,7 @@ __all__ = [
 
 VIEWS = ("sagittal", "coronal", "axial")
 # what lies at the left, right, top and bottom of a view: right, left, anterior, posterior, superior, inferior
-_MARKS = ("APSI", "RLSI", "RLAP")
+MARKS = ("APSI", "RLSI", "RLAP")
 _AIR = -500.0  # HU; no other modality has values as low as those of air in CT
 _SOFT_TISSUE = (-160.0, 240.0)  # HU
 _BAR_LENGTHS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
@@ -220,7 +221,7 @@ def _cut(
         spacing=pixel,
         window=window,
         where=f"{VIEWS[axis]} slice {index + 1} of {volume.shape[axis]}",
-        marks=_MARKS[axis],
+        marks=MARKS[axis],
         error=error,
         error_place=place,
     )

@@ -96,14 +96,16 @@ def test_the_phantom_when_there_is_nothing(folder: Path, tmp_path: Path, monkeyp
 
 
 def test_no_such_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no such file or folder. Fix: give a NIfTI file or a folder of them"):
+    with pytest.raises(
+        DataError, match="there is no such file or folder. Fix: give a NIfTI file, or a folder of them or of DICOM"
+    ):
         images_to_segment(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "below"])
 def test_no_image_there(name: str, folder: Path) -> None:
     (folder / "below" / "a.nii").unlink()
-    with pytest.raises(DataError, match="no NIfTI image here. Fix: give a file that ends in .nii or .nii.gz"):
+    with pytest.raises(DataError, match="no NIfTI image and no DICOM series here. Fix: give a file that ends in .nii"):
         images_to_segment(folder / name)
 
 

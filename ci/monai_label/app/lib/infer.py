@@ -46,7 +46,8 @@ class BundleInfer(BundleInferTask):
         with IMPORTING:
             super().__init__(str(bundle.folder), conf)
         if "scribble" in bundle.kinds:  # by which one draws what is background, among strokes
-            self.labels = {**self.labels, BACKGROUND_STROKE: len(bundle.classes)}
+            named: dict[str, int] = {name.lower(): value for value, name in bundle.classes.items() if value}
+            self.labels = named | {BACKGROUND_STROKE: len(named) + 1}
         text = (bundle.folder / "configs" / "inference.yaml").read_text()
         self.disagrees = any(name in text for name in SPLITTERS)
         # build_network hands a dropout to any network by whatever name it knows it
@@ -103,7 +104,7 @@ class BundleInfer(BundleInferTask):
             if known is None or known[1] != stamp:
                 network = self.build("network", {"weights": str(path)}).to(torch.device(device)).eval()
                 known = self._networks[device, path] = (network, stamp)
-            return known[0]  # type: ignore[no-any-return]
+            return known[0]
 
     def writer(self, data: Any, extension: Any = None, dtype: Any = None) -> tuple[Any, dict[str, Any]]:
         """Write the segmentation or the map that the request names."""

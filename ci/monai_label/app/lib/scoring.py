@@ -171,7 +171,12 @@ class Audit(ScoringMethod):
         found: dict[str, dict[str, Any]] = {}
         with (folder / "audit.csv").open(newline="") as table:
             for row in csv.DictReader(table):
-                case = {"image": row["case"], "score": float(row["score"]), "rank": int(row["rank"]), "structures": {}}
+                case: dict[str, Any] = {
+                    "image": row["case"],
+                    "score": float(row["score"]),
+                    "rank": int(row["rank"]),
+                    "structures": {},
+                }
                 structures = found.setdefault(row["case"], case)["structures"]
                 structures[row["structure"]] = {"score": float(row["structure_score"]), "verdict": row["verdict"]}
         return sorted(found.values(), key=lambda case: case["rank"])
