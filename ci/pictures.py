@@ -252,9 +252,12 @@ def _smaller(page: Path, place: Path) -> Path:
 def _save(picture: Image.Image, place: Path) -> Path:
     """Write a PNG of at most ``LARGEST`` bytes, with as many colours as that allows."""
     place.parent.mkdir(exist_ok=True)
-    for colours in (256, 128, 64, 32, 16):
+    whole = picture.convert("RGB")
+    for colours in (None, 256, 128, 64, 32, 16):
         buffer = io.BytesIO()
-        picture.convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+        # the method that keeps rare colours: legends must not differ from pictures
+        fewer = whole if colours is None else whole.quantize(colours, Image.Quantize.MAXCOVERAGE)
+        fewer.save(buffer, "png", optimize=True)
         if buffer.tell() <= LARGEST:
             with atomic_path(place) as temporary:
                 temporary.write_bytes(buffer.getvalue())
