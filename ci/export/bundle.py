@@ -86,6 +86,7 @@ class BundleExport:
         if self.name in zoo.TENSORRT:
             _write(target / "configs" / "inference_trt.yaml", zoo.tensorrt_overlay(self.metadata))
         zoo.write_twins(target)
+        zoo.tidy(target)
         if weights is not None:
             _copy(weights, target / "models" / "model.pt")
 

@@ -26,6 +26,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from ...files import atomic_path
+from ...training.tracking import track_report
 from ..metrics import Row, Summary, read_rows, summarise, write_rows
 from .cases import CasePicture, draw_caption, draw_scale_bar, load_case
 from .panels import (
@@ -387,4 +388,5 @@ def write_report(
         _draw_page(figure, title, history, reliability, rows, summary, folder)
         with atomic_path(page) as temporary:
             canvas.print_figure(temporary, dpi=dpi, format="png")
+    track_report(folder, {f"{row['structure']}/{row['metric']}": float(row["mean"]) for row in summary.rows})
     return page
