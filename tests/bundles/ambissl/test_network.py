@@ -61,6 +61,19 @@ def test_head_is_that_of_the_concatenation() -> None:
     torch.testing.assert_close(head(features, latent)[:, 0], head.output(hidden), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("dims", "shape"), [(2, (70, 61)), (3, (17, 16, 19))])
+def test_head_in_blocks_gives_what_its_convolutions_give(dims: int, shape: tuple[int, ...]) -> None:
+    """Without a gradient the CPU's way is taken: more than one block, the last one not full."""
+    head, features, latent = Head(dims, 5, 3, 7, 4), torch.randn(2, 5, *shape), torch.randn(2, 6, 3)
+    expected = head(features, latent)
+    with torch.no_grad():
+        found = head(features, latent)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert head(features, latent).dtype == torch.bfloat16
+    assert found.shape == expected.shape == (2, 6, 4, *shape) and not found.requires_grad and expected.requires_grad
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_mean_answer_is_the_mean_over_fixed_codes() -> None:
     network, image = small_network(mean_samples=7).eval(), torch.rand(1, 1, 32, 32)
     noise = network.mean_noise
