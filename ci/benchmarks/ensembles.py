@@ -10,6 +10,7 @@ What stands for one network is the mean over all of them.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import time
 from pathlib import Path
@@ -77,7 +78,8 @@ class Rows:
         for name, answers in self.passes.items():
             for place, passes in enumerate(answers):
                 mean = torch.stack([maps[each] for each in passes]).mean(0)
-                done = SegmentationAndUncertaintyd("pred")(undo({**item, "pred": mean}))
+                # MONAI's inversion uses up what the image remembers of its transforms
+                done = SegmentationAndUncertaintyd("pred")(undo({"image": copy.deepcopy(item["image"]), "pred": mean}))
                 probabilities = done["probabilities"]
                 for largest in (False, True):
                     pred = LargestComponentd("pred", largest)(done)["pred"]
