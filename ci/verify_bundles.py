@@ -2,9 +2,12 @@
 
     python ci/verify_bundles.py [NAME ...] [--schema FILE]
 
-For each bundle: ``metadata.json`` against the schema; export; unpack the zip; then, in fresh processes that start in an
-empty folder with no repository on the path: train one step on the phantom, infer, export to TorchScript and ONNX, and
-compare their logits with the network's own. No network access is needed.
+For each bundle: export; unpack the zip; then, in fresh processes that start in an empty folder with no repository on
+the path: train one step on the phantom and infer, with nothing given but the config's path; load it by
+``monai.bundle.load``; export it again with its weights as TorchScript, ONNX and a program of ``torch.export``, whose
+logits must be the network's at other sizes than they were made with; segment with onnxruntime alone, and compare with
+inference. Then the model zoo's rules: files, metadata, versions, licence, sections of the README, workflow properties,
+shapes, TorchScript. No network access is needed.
 """
 
 from __future__ import annotations
@@ -12,30 +15,40 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
-import jsonschema
+import nibabel as nib
 import numpy as np
-import onnxruntime
-import torch
-from monai.bundle.scripts import _get_fake_spatial_shape
+import yaml
+from monai.bundle import verify_metadata
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = ROOT / "tests" / "data_schema" / "meta_schema_20240725.json"
-RELATIVE_TOLERANCE = 1e-3
-# runs in the unpacked bundle, whose `scripts` no other bundle may share a process with
-LOGITS = """
-import sys, torch
-from monai.bundle import ConfigParser
-parser = ConfigParser(ConfigParser.load_config_file("configs/inference.yaml"))
-network = parser.get_parsed_content("network_def").cpu()
-network.load_state_dict(torch.load("models/model.pt", map_location="cpu", weights_only=True))
-with torch.no_grad():
-    torch.save(network.eval()(torch.load(sys.argv[1])), sys.argv[2])
+LARGEST = 25 * 10**6  # bytes, of a file in the zoo's repository
+SECTIONS = ("Authors", "Tags", "Model Description", "Data", "System Configuration", "Citation Info", "References")
+KEYS = {
+    "inference": ("bundle_root", "device", "network_def", "inferer", "output_dir"),
+    "train": ("bundle_root", "device", "dataset_dir", "output_dir", "train", "validate", "val_interval"),
+}
+SAME_DICE = 0.999  # of the example without torch and inference
+ANSWERS_WITH_SAMPLES = ("ambissl",)  # inference asks for samples, the example's network for their mean
+LOAD = """
+import sys
+from pathlib import Path
+from monai.bundle import create_workflow, load
+folder = Path(sys.argv[1])
+for kind in ("train", "inference"):
+    network = load(folder.name, bundle_dir=folder.parent, workflow_type=kind, device="cpu")
+    assert hasattr(network, "forward"), f"monai.bundle.load gives a {type(network).__name__}"
+    workflow = create_workflow(config_file=str(folder / "configs" / f"{kind}.yaml"), workflow_type=kind)
+    missing = workflow.check_properties()
+    assert not missing, f"{kind}: properties that are missing or wrong: {missing}"
 """
 
 
@@ -43,19 +56,41 @@ class VerificationError(RuntimeError):
     """A bundle does not do what it should; the message says what."""
 
 
-def check_metadata(bundle: Path, schema: Path) -> None:
-    """Validate a bundle's metadata against MONAI's schema, read from a file.
+def check_rules(bundle: Path, schema: Path) -> None:
+    """The model zoo's rules for the files of an exported bundle.
+
+    Args:
+        bundle: its folder, with weights.
+        schema: JSON schema of the metadata.
 
     Raises:
-        VerificationError: names the offending key.
+        VerificationError: names the rule.
     """
-    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    need(*(bundle / name for name in ("LICENSE", "configs/metadata.json", "docs/README.md", "docs/data_license.txt")))
+    need(*(bundle / name for name in ("models/model.pt", "configs/inference.json", "configs/logging.conf")))
     try:
-        jsonschema.validate(metadata, json.loads(schema.read_text()))
-    except jsonschema.ValidationError as error:
-        raise VerificationError(
-            f"metadata.json: {'/'.join(map(str, error.path)) or 'top level'}: {error.message}"
-        ) from error
+        verify_metadata(meta_file=str(bundle / "configs" / "metadata.json"), filepath=schema)  # there: no download
+    except ValueError as error:
+        raise VerificationError(f"metadata.json: {error}") from error
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    require(metadata["version"] in metadata.get("changelog", {}), "metadata.json: the version is not in the changelog")
+    for key in ("eval_metrics", "supported_apps", "references", "name", "data_source", "intended_use"):
+        require(bool(metadata.get(key)), f"metadata.json: {key} is empty")
+    require("[yyyy]" not in (bundle / "LICENSE").read_text(), "LICENSE: names no year and holder")
+    readme = (bundle / "docs" / "README.md").read_text()
+    titles = re.findall(r"(?m)^#+ \**(.+?)\**$", readme)
+    require(not (absent := [name for name in SECTIONS if name not in titles]), f"README.md: lacks {absent}")
+    foreign = re.findall(r"(?<![\w/])(?:ci|common|tests|bundles)/|repository root", readme)
+    require(not foreign, f"README.md: speaks of {foreign}, which an export has not")
+    for name, keys in KEYS.items():
+        config = yaml.safe_load((bundle / "configs" / f"{name}.yaml").read_text())
+        require(not (absent := [key for key in keys if key not in config]), f"{name}.yaml: lacks {absent}")
+        twin = json.loads((bundle / "configs" / f"{name}.json").read_text())
+        require(twin == config, f"{name}.json differs from {name}.yaml")
+    large = {p.relative_to(bundle).as_posix() for p in (bundle / "models").iterdir() if p.stat().st_size > LARGEST}
+    listed = bundle / "large_files.yml"
+    entries: list[dict[str, Any]] = yaml.safe_load(listed.read_text())["large_files"] if listed.is_file() else []
+    require({entry["path"] for entry in entries} == large, f"large_files.yml: must name {sorted(large)}")
 
 
 def verify(bundle: Path, schema: Path, working: Path) -> None:
@@ -69,64 +104,71 @@ def verify(bundle: Path, schema: Path, working: Path) -> None:
     Raises:
         VerificationError: says which step failed, with what it printed.
     """
-    check_metadata(bundle, schema)
-    step("export", [str(ROOT / "ci" / "export_bundle.py"), bundle.name, "--output", working, "--without-weights"], ROOT)
-    with zipfile.ZipFile(next(working.glob("*.zip"))) as archive:
-        archive.extractall(working / "unpacked")
-    copy, empty = working / "unpacked" / bundle.name, working / "empty"
+    export = [str(ROOT / "ci" / "export_bundle.py"), bundle.name, "--output"]
+    step("export", [*export, working, "--without-weights"], ROOT)
+    copy, empty = unpacked(working, bundle.name), working / "empty"
     empty.mkdir()
 
     one_step = ["--max_epochs", "1", "--epoch_length", "1", "--val_interval", "1"]
-    root: list[str | Path] = ["--bundle_root", copy]
     run: list[str | Path] = ["-m", "monai.bundle", "run"]
-    step("train one step", [*run, "training", "--config_file", copy / "configs/train.yaml", *root, *one_step], empty)
-    need(copy / "models" / "model.pt")
-    step("infer", [*run, "inferring", "--config_file", copy / "configs/inference.yaml", *root], empty)
-    need(*list((copy / "eval").rglob("*_pred.nii.gz")) or [copy / "eval" / "*_pred.nii.gz"])
+    step("train one step", [*run, "training", "--config_file", copy / "configs/train.yaml", *one_step], empty)
+    weights = copy / "models" / "model.pt"
+    need(weights)
+    step("infer", [*run, "inferring", "--config_file", copy / "configs/inference.yaml"], empty)
+    found = sorted((copy / "eval").rglob("*_pred.nii.gz"))
+    need(*found or [copy / "eval" / "*_pred.nii.gz"])
+    step("load", ["-c", LOAD, copy], empty)
     if strangers := list(empty.iterdir()):
         raise VerificationError(f"files were left in the working folder: {', '.join(path.name for path in strangers)}")
-    compare_exports(copy)
+
+    formats = ["--torchscript", "--onnx", "--program", "--weights", weights]
+    step("TorchScript, ONNX and torch.export", [*export, working / "again", *formats], ROOT, shown="model.")
+    shipped = unpacked(working / "again", bundle.name)
+    check_rules(shipped, schema)
+    if bundle.name not in ANSWERS_WITH_SAMPLES:
+        check_example(shipped, found[0], next((copy / "data").rglob(found[0].name.replace("_pred", ""))), working)
+    files = ["--meta_file", "configs/metadata.json", "--config_file", "configs/inference.json"]
+    step("shapes", ["-m", "monai.bundle", "verify_net_in_out", "network_def", *files], shipped)
+    files += ["--ckpt_file", "models/model.pt", "--filepath", "models/verify.ts"]
+    step("TorchScript by MONAI", ["-m", "monai.bundle", "ckpt_export", "network_def", *files], shipped)
 
 
-def compare_exports(copy: Path) -> None:
-    """TorchScript and ONNX files of a stand-alone bundle against its network, on one random input."""
-    metadata = json.loads((copy / "configs" / "metadata.json").read_text())
-    description = metadata["network_data_format"]["inputs"]["image"]
-    shape = [1, description["num_channels"], *_get_fake_spatial_shape(description["spatial_shape"], n=2)]
-    sample = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    torch.save(sample, copy / "input.pt")
-    step("logits", ["-c", LOGITS, "input.pt", "logits.pt"], copy)
-    expected = torch.load(copy / "logits.pt").numpy()
-
-    files = ["--ckpt_file", "models/model.pt", "--meta_file", "configs/metadata.json"]
-    files += ["--config_file", "configs/inference.yaml"]
-    script, graph = copy / "models" / "model.ts", copy / "models" / "model.onnx"
-    step("TorchScript", ["-m", "monai.bundle", "ckpt_export", "network_def", "--filepath", script, *files], copy)
-    extra = ["--input_shape", str(shape), "--use_trace", "True"]
-    step("ONNX", ["-m", "monai.bundle", "onnx_export", "network_def", "--filepath", graph, *files, *extra], copy)
-
-    with torch.no_grad():
-        compare("TorchScript", torch.jit.load(str(script)).eval()(sample).numpy(), expected)
-    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
-    compare("ONNX", session.run(None, {session.get_inputs()[0].name: sample.numpy()})[0], expected)
+def unpacked(folder: Path, name: str) -> Path:
+    """The bundle out of the one zip in a folder."""
+    with zipfile.ZipFile(next(folder.glob("*.zip"))) as archive:
+        archive.extractall(folder / "unpacked")
+    return folder / "unpacked" / name
 
 
-def compare(what: str, logits: np.ndarray, expected: np.ndarray) -> None:
-    """Equal up to the relative tolerance; values near 0 are measured against the largest logit."""
-    difference = np.abs(logits - expected) / np.maximum(np.abs(expected), 1e-2 * np.abs(expected).max())
-    if logits.shape != expected.shape or not difference.max() < RELATIVE_TOLERANCE:
-        raise VerificationError(f"{what}: logits differ by {difference.max():.1e}, allowed {RELATIVE_TOLERANCE}")
-    print(f"  {what}: largest relative difference {difference.max():.1e}")
+def check_example(bundle: Path, expected: Path, image: Path, working: Path) -> None:
+    """The example without torch and MONAI segments as inference did."""
+    written = working / "example.nii.gz"
+    step("example", [bundle / "examples" / "segment.py", image, written], working)
+    first, second = (np.asanyarray(nib.load(path).dataobj).squeeze() for path in (expected, written))
+    require(first.shape == second.shape, f"example: shape {second.shape}, of inference {first.shape}")
+    for value in np.union1d(first, second):
+        one, other = first == value, second == value
+        dice = 2 * (one & other).sum() / (one.sum() + other.sum())
+        require(dice >= SAME_DICE, f"example: class {value} has Dice {dice:.4f} with inference")
 
 
-def step(what: str, arguments: list[str | Path], folder: Path) -> None:
-    """Run Python in a fresh process that knows nothing of this repository."""
+def require(holds: bool, message: str) -> None:
+    """Raise a VerificationError unless a rule holds."""
+    if not holds:
+        raise VerificationError(message)
+
+
+def step(what: str, arguments: list[str | Path], folder: Path, shown: str | None = None) -> None:
+    """Run Python in a fresh process that knows nothing of this repository; lines that begin as ``shown`` are shown."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         raise VerificationError(f"{what} failed in {folder}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    print(f"  {what}: done")
+    print(f"  {what}: done", flush=True)
+    for line in done.stdout.splitlines() if shown is not None else []:
+        if line.startswith(shown or ""):
+            print(f"    {line}")
 
 
 def need(*files: Path) -> None:

@@ -110,12 +110,25 @@ class _NoTraceback(logging.Filter):
         return not (isinstance(error, KeyboardInterrupt) or is_expected(root_cause(error)))
 
 
-def remember_run(ckpt_dir: str | None) -> None:
-    """Note the folder of the weights of the training that begins, for what Ctrl-C says; None: nothing to resume."""
-    _RUN.update(ckpt_dir=ckpt_dir, start=time.time())
+def remember_run(
+    ckpt_dir: str | None, settings: dict[str, Any] | None = None, tracking: dict[str, Any] | None = None
+) -> None:
+    """Note what begins.
+
+    Args:
+        ckpt_dir: folder of the weights of a training, for what Ctrl-C says; None: nothing to resume.
+        settings: all of them, checked.
+        tracking: what ``--tracking`` added to the config; None: nothing is tracked.
+    """
+    _RUN.update(ckpt_dir=ckpt_dir, start=time.time(), settings=settings or {}, tracking=tracking)
 
 
-_RUN: dict[str, Any] = {"ckpt_dir": None, "start": 0.0}
+_RUN: dict[str, Any] = {"ckpt_dir": None, "start": 0.0, "settings": {}, "tracking": None}
+
+
+def current_run() -> dict[str, Any]:
+    """What :func:`remember_run` noted last, by the names of its arguments."""
+    return dict(_RUN)
 
 
 def how_to_go_on() -> str:

@@ -86,9 +86,11 @@ class BundleExport:
             _write(target / "scripts" / TARGET / path.relative_to(self.common.folder), self._rename(path.read_text()))
         for path in self._files(IMAGES):
             _copy(path, target / path.relative_to(self.source))
+        _copy(Path(__file__).with_name("examples") / "segment.py", target / "examples" / "segment.py")
         if self.name in zoo.TENSORRT:
             _write(target / "configs" / "inference_trt.yaml", zoo.tensorrt_overlay(self.metadata))
         zoo.write_twins(target)
+        zoo.tidy(target)
         if weights is not None:
             _copy(weights, target / "models" / "model.pt")
             if (calibration := weights.parent / CALIBRATION_FILE).is_file() and _is_of(calibration, weights):

@@ -20,6 +20,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from pydoc import locate
 from types import FrameType
@@ -36,6 +37,7 @@ from .table import SettingsTable
 ARGUMENTS = set(inspect.signature(bundle_run).parameters) - {"override"} | {"workflow_name", "workflow_type"}
 STRUCTURE = {"imports", "initialize", "finalize", "_meta_", "displayable_configs", "experiment_name", "run_name"}
 BASES = ("train", "inference")  # config files that others go on top of
+TRACKING = ("tracking_uri", "experiment_name", "run_name")  # what MONAI's --tracking adds to a config
 SEPARATORS = re.compile("#|::")
 
 
@@ -66,7 +68,8 @@ class CheckedSettings(dict[str, Any]):
         if faults:
             raise SettingsError(faults, "the settings")
         trains = "train" in parser and "train#trainer" in json.dumps(parser.get(run_id), default=str).replace("::", "#")
-        remember_run(self["ckpt_dir"] if trains and "ckpt_dir" in self else None)
+        tracking = {name: parser.get_parsed_content(name) for name in TRACKING} if TRACKING[0] in parser else None
+        remember_run(self["ckpt_dir"] if trains and "ckpt_dir" in self else None, dict(self), tracking)
 
     def _plain(self) -> Iterator[Fault]:
         for name in self._names(expressions=False):
@@ -136,6 +139,8 @@ def _misplaced(parser: ConfigParser, arguments: Mapping[str, Any]) -> Iterator[F
             f"comes after {paths[0].name}, whose keys it would replace",
             f'--config_file "{[*map(str, right)]}"',
         )
+    if TRACKING[0] in parser and find_spec("mlflow") is None:
+        yield Fault("tracking", "needs mlflow, which is not installed", "pip install mlflow, or leave --tracking out")
     root = parser.get("bundle_root")
     if isinstance(root, str) and not _is_evaluated(root) and not Path(root).is_dir():
         yield Fault(

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import ExpectedError
 from .method import Method, MethodOutput, Progress
 from .precision import ConvolutionGuard, resolve_precision, suspect_gradients
+from .tracking import complete_tracking
 
 
 class NonFiniteLossError(ExpectedError, RuntimeError):
@@ -98,6 +99,7 @@ class MethodTrainer(Trainer):
         self.state.seed = seed
         self.add_event_handler(Events.EPOCH_STARTED, type(self)._begin_epoch)
         self.add_event_handler(Events.EPOCH_COMPLETED, type(self)._share_buffers)
+        complete_tracking(train_handlers or [])
         self._register_handlers(train_handlers or [])
 
     def run(self) -> None:

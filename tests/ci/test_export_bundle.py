@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -15,10 +17,23 @@ import torch
 import yaml
 
 from ci.export import ROOT, ExportError, export_bundle
-from ci.export.configs import set_keys
+from ci.export.configs import prepend, set_keys
 from common.files import file_digest
 
 BUNDLES = sorted(path.parents[1].name for path in ROOT.glob("bundles/*/configs/metadata.json"))
+METADATA = {
+    "version": "1.2.3",
+    "pytorch_version": "2.13.0",
+    "monai_version": "1.6.1",
+    "numpy_version": "2.4.6",
+    "required_packages_version": {"nibabel": "5.4.2"},
+    "name": "Toy",
+    "authors": "those of the toy",
+    "references": ["A paper, 2025.", "An older one, 2016."],
+    "network_data_format": {
+        "inputs": {"image": {"num_channels": 1, "modality": "MR", "spatial_shape": ["4*n", "4*n"]}}
+    },
+}
 FILES = {
     "common/__init__.py": "",
     "common/trainer.py": "from .ops.window import mean\nfrom . import schedules\n",
@@ -33,7 +48,7 @@ FILES = {
     "bundles/toy/scripts/__init__.py": "",
     "bundles/toy/scripts/method.py": "from common.trainer import X  # see common.trainer\nfrom .deep import y\n",
     "bundles/toy/scripts/deep/__init__.py": "from common import schedules\n",
-    "bundles/toy/configs/metadata.json": '{"version": "1.2.3"}',
+    "bundles/toy/configs/metadata.json": json.dumps(METADATA),
     "bundles/toy/configs/train.yaml": (
         "bundle_root: bundles/toy # here\n"
         "# python -m monai.bundle run --config_file bundles/toy/configs/train.yaml\n"
@@ -46,6 +61,7 @@ FILES = {
         "same: '%handlers'\n"
     ),
     "bundles/toy/docs/README.md": (
+        "# Toy\n\n## Model overview\n\nAt the repository root: `common/losses.py`, `bash ci/demo.sh`; "
         "[method](../scripts/method.py), [losses](../../../common/losses.py#L3), [house](../../../README.md); "
         "run `python -m common.data check DIR`\n"
     ),
@@ -84,19 +100,34 @@ def test_scripts_import_the_copy(exported: Path) -> None:
 
 def test_configs_stand_alone(exported: Path) -> None:
     train = (exported / "configs" / "train.yaml").read_text()
-    assert train.startswith("bundle_root: . # here\n# python -m monai.bundle run --config_file configs/train.yaml\n")
+    assert train.startswith("bundle_root: $next((str(call.frame.f_locals['self'].config_root_path")
+    assert "\n# python -m monai.bundle run --config_file configs/train.yaml\n" in train
     assert yaml.safe_load((exported / "configs" / "inference.yaml").read_text()) == {
         "network_def": {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 1},
         "handlers": [{"_target_": "scripts._common.losses.loss"}, {"_target_": "Other"}],
         "same": "%handlers",
+        "imports": ["$import inspect", "$import sys"],
+        "initialize": ["$sys.path.insert(1, @bundle_root)"],
     }
 
 
+@pytest.mark.parametrize("name", ["train", "inference"])
+def test_json_twins_say_the_same(name: str, exported: Path) -> None:
+    twin = json.loads((exported / "configs" / f"{name}.json").read_text())
+    assert twin == yaml.safe_load((exported / "configs" / f"{name}.yaml").read_text())
+
+
 def test_documentation_points_to_what_is_there(exported: Path) -> None:
-    assert (exported / "docs" / "README.md").read_text() == (
-        "[method](../scripts/method.py), [losses](../scripts/_common/losses.py#L3), house; "
-        "run `python -m scripts._common.data check DIR`\n"
-    )
+    text = (exported / "docs" / "README.md").read_text()
+    assert (
+        "In the bundle's folder: `scripts/_common/losses.py`, the collection's demo; [method](../scripts/method.py), "
+        "[losses](../scripts/_common/losses.py#L3), house; run `python -m scripts._common.data check DIR`\n"
+    ) in text
+    titles = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#")]
+    sections = ["Export", "System Configuration", "Citation Info", "References"]
+    assert titles == ["Toy", "**Authors**", "**Tags**", "Model Description", *sections]
+    assert "those of the toy\n" in text and "Segmentation, 2D, MR, Toy\n" in text and "nibabel 5.4.2" in text
+    assert "[1] A paper, 2025.\n[2] An older one, 2016.\n" in text
 
 
 def test_zip_holds_the_folder_and_the_weights(repository: Path, tmp_path: Path) -> None:
@@ -169,6 +200,40 @@ def test_an_earlier_export_is_replaced_only_when_asked(exported: Path, repositor
     assert (exported / "mine.txt").exists()
     export_bundle("toy", exported.parent, without_weights=True, overwrite=True, root=repository)
     assert not (exported / "mine.txt").exists()
+
+
+def test_items_come_first_in_a_list_and_once() -> None:
+    text = "imports:\n- $import torch # of all\n# about a\na: 1\n"
+    found = prepend(text, "imports", ["$import sys", "$import torch"])
+    assert found == "imports:\n- $import sys\n- $import torch # of all\n# about a\na: 1\n"
+    assert prepend(text, "initialize", ["$f(@a)"]) == text + '\ninitialize:\n- "$f(@a)"\n'
+
+
+def test_files_of_more_than_25_mb_are_named(repository: Path, tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(1, 2), "bias": torch.zeros(1)}, tmp_path / "small.pt")
+    torch.save({"model": torch.nn.Linear(2, 1).state_dict(), "more": torch.zeros(7 * 10**6)}, tmp_path / "large.pt")
+    small, _ = export_bundle("toy", tmp_path / "small", weights=tmp_path / "small.pt", root=repository)
+    assert not (small / "large_files.yml").exists()
+    large, _ = export_bundle(
+        "toy",
+        tmp_path / "out",
+        weights=tmp_path / "large.pt",
+        root=repository,
+        large_files_url="https://example.org/x/",
+    )
+    (entry,) = yaml.safe_load((large / "large_files.yml").read_text())["large_files"]
+    digest = hashlib.sha256((large / "models" / "model.pt").read_bytes()).hexdigest()
+    assert entry == {
+        "path": "models/model.pt",
+        "url": "https://example.org/x/model.pt",
+        "hash_val": digest,
+        "hash_type": "sha256",
+    }
+
+
+def test_formats_need_weights(repository: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"model\.onnx needs weights"):
+        export_bundle("toy", tmp_path / "out", without_weights=True, onnx=True, root=repository)
 
 
 def test_set_keys_replaces_values_and_keeps_the_rest() -> None:
@@ -254,6 +319,12 @@ def test_bundles_of_this_repository_export(name: str, tmp_path: Path) -> None:
     for path in folder.glob("configs/*.yaml"):
         assert f"bundles/{name}" not in path.read_text(), path
         assert "common." not in path.read_text().replace("scripts._common.", ""), path
+    for path in folder.glob("docs/*"):
+        if path.suffix in (".md", ".txt"):
+            foreign = re.findall(
+                r"(?<![\w/])(?:ci|common|tests|bundles)/|repository root|-m (?:ci|common)\.", path.read_text()
+            )
+            assert foreign == [], path
 
 
 @pytest.mark.slow

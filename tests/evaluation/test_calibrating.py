@@ -13,6 +13,7 @@ import torch
 from scipy.optimize import minimize_scalar
 
 from common.data.loading.temperature import read_temperatures
+from common.errors import ExpectedError
 from common.evaluation import calibrating
 from common.evaluation.calibrating import Calibrator, fit_temperature
 from common.evaluation.evaluators import CaseEvaluator
@@ -100,6 +101,16 @@ def test_from_cases_to_the_file(
     assert written["weights"] == file_digest(tmp_path / "models" / "model.pt")
     assert read_temperatures(tmp_path / "models" / "model.pt") == found
     assert "2 validation cases" in capsys.readouterr().out
+
+
+def test_a_temperature_is_of_one_network(records: list[dict[str, str]], tmp_path: Path) -> None:
+    evaluator, calibrator = make(records, tmp_path)
+    found = calibrator.run()
+    weights = tmp_path / "models" / "model.pt"
+    assert read_temperatures([weights]) == found and read_temperatures([weights, weights]) is None
+    assert Calibrator(evaluator, records, [weights]).weights == weights
+    with pytest.raises(ExpectedError, match="these are 2. Fix: give calibrating one file"):
+        Calibrator(evaluator, records, [weights, weights])
 
 
 def test_a_second_fit_starts_from_the_networks_own_probabilities(records: list[dict[str, str]], tmp_path: Path) -> None:

@@ -110,5 +110,5 @@ def test_a_new_metric_is_a_function_and_a_row(tmp_path: Path, monkeypatch: pytes
 def test_the_table_says_what_each_metric_is() -> None:
     rows = filled_table().rows
     for name, metric in METRICS.items():
-        assert metric.title and metric.unit_in(rows[0]) in ("", "mm", "voxel")
+        assert metric.title and metric.unit_in(rows[0]) in ("", "mm", "voxel", "nat")
         assert metric.better == ("higher" if name in ("dice", "jaccard") else "lower")

@@ -19,6 +19,7 @@ from matplotlib.image import imread
 from numpy.typing import NDArray
 
 from ...files import atomic_path
+from ...training.tracking import track_report
 from ..metrics import Row, Summary, read_rows, summarise, write_rows
 from .board import show_on_tensorboard
 from .panels import (
@@ -159,4 +160,5 @@ def write_report(
         write_samples_page(folder, title, rows, dpi)  # where answers are sets
     pixels = np.asarray(imread(page)[..., :3] * 255, dtype=np.uint8)
     show_on_tensorboard(folder, {"report/page": pixels, **cases.cut_out(pixels)})
+    track_report(folder, {f"{row['structure']}/{row['metric']}": float(row["mean"]) for row in summary.rows})
     return page

@@ -41,11 +41,8 @@ def image(dims: int = 3, channels: int = 1, side: int = 8, batch: int = 1) -> to
     return torch.rand(batch, channels, *[side] * dims, generator=torch.Generator().manual_seed(1))
 
 
-def assert_same(found: torch.Tensor, expected: torch.Tensor, kind: type[nn.Module]) -> None:
-    """To 1e-3 everywhere; IAE's indicator may jump at few voxels, where a feature equals its mean but for rounding."""
-    assert found.shape == expected.shape and bool(found.isfinite().all())
-    far = (found - expected).abs() > 1e-3
-    assert float(far.float().mean()) <= (0.002 if kind is AffinityUMamba else 0.0)
+def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-3)
 
 
 def mamba_parameters(d: int) -> int:
@@ -230,8 +227,17 @@ def test_torchscript_serves_any_size(how: str, kind: type[nn.Module], dims: int)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         exported = torch.jit.script(network) if how == "script" else torch.jit.trace(network, x)
-        assert_same(exported(x), network(x), kind)
-        assert_same(exported(other), network(other), kind)
+        assert_same(exported(x), network(x))
+        assert_same(exported(other), network(other))
+
+
+def test_rounding_is_no_other_answer() -> None:
+    """IAE's indicator, as printed, jumps where a feature lies within rounding of its window's mean."""
+    torch.manual_seed(0)
+    network, x = AffinityUMamba(spatial_dims=3, **SMALL).eval(), image(side=24)
+    with torch.no_grad():
+        single = network(x)
+        assert_same(single.double(), network.double()(x.double()))
 
 
 @pytest.mark.slow
@@ -249,4 +255,4 @@ def test_onnx_serves_any_size(kind: type[nn.Module], tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     for given in (x, other):
         (found,) = session.run(None, {"x": given.numpy()})
-        assert_same(torch.from_numpy(found), network(given).detach(), kind)
+        assert_same(torch.from_numpy(found), network(given).detach())

@@ -132,6 +132,19 @@ def test_lazy_data_are_opened_when_asked_for(tmp_path: Path) -> None:
         LazyData(dataset_dir=str(tmp_path / "absent")).section("training")
 
 
+def test_foreign_records_are_validated_on_a_data_set_that_was_given_and_never_on_the_phantom(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    foreign = [{"image": "elsewhere.nii.gz"}]
+    data = LazyData(
+        dataset_dir=str(make_phantom(tmp_path / "data", cases={"training": 1, "validation": 1}, shape=(16, 16, 16)))
+    )
+    assert data.validation_records(foreign) == data.section("validation") != []
+    phantom = LazyData(phantom_dir=str(tmp_path / "phantom"))
+    assert phantom.validation_records(foreign) == [] and "none validates" in caplog.text
+    assert not (tmp_path / "phantom").exists()
+
+
 def test_scribble_records_know_the_value_for_unlabelled(tmp_path: Path) -> None:
     records = [{"image": "image0.nii.gz", "scribble": "label0.nii.gz"}, {"image": "image1.nii.gz"}]
     write_dataset(tmp_path, training=records, scribble_unlabelled_value=9)
