@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,7 @@ def draw(name: str, volumes: Volumes) -> Path:
         buffer = io.BytesIO()
         FigureCanvasAgg(figure).print_figure(buffer, dpi=110, format="png")
     buffer.seek(0)
-    return _save(Image.open(buffer), place)
+    return _save([Image.open(buffer).convert("RGB")], place)
 
 
 def _draw_labels(ax: Axes, cut: Volumes, common: dict[str, Any]) -> None:
@@ -246,25 +247,24 @@ def _smaller(page: Path, place: Path) -> Path:
     if not page.is_file():
         sys.exit(f"{page}: is not there. Fix: run `bash ci/demo.sh` first.")
     picture = Image.open(page).convert("RGB")
-    return _save(picture.resize((800, round(picture.height * 800 / picture.width)), Image.Resampling.LANCZOS), place)
+    sizes = [(width, round(picture.height * width / picture.width)) for width in range(800, 499, -50)]
+    return _save([picture.resize(size, Image.Resampling.LANCZOS) for size in sizes], place)
 
 
-def _save(picture: Image.Image, place: Path) -> Path:
-    """Write a PNG of at most ``LARGEST`` bytes, with as many colours as that allows."""
-    place.parent.mkdir(exist_ok=True)
-    whole = picture.convert("RGB")
-    for colours in (None, 256, 128, 64, 32, 16):
-        buffer = io.BytesIO()
-        # the method that keeps rare colours: legends must not differ from pictures
-        fewer = whole if colours is None else whole.quantize(colours, Image.Quantize.MAXCOVERAGE)
-        fewer.save(buffer, "png", optimize=True)
-        if buffer.tell() <= LARGEST:
-            with atomic_path(place) as temporary:
-                temporary.write_bytes(buffer.getvalue())
-            return place
-    sys.exit(
-        f"{place}: takes {buffer.tell()} bytes with 16 colours, at most {LARGEST} are wanted. Fix: make it smaller."
-    )
+def _save(versions: Sequence[Image.Image], place: Path) -> Path:
+    """Write the first version of a picture that takes at most ``LARGEST`` bytes, in as many colours as that allows."""
+    for picture in versions:
+        for colours in (None, 256, 128, 64):
+            # the method that keeps rare colours and smooths noise: legends must not differ from pictures
+            version = picture if colours is None else picture.quantize(colours, Image.Quantize.MAXCOVERAGE)
+            buffer = io.BytesIO()
+            version.save(buffer, "png", optimize=True)
+            if buffer.tell() <= LARGEST:
+                place.parent.mkdir(exist_ok=True)
+                with atomic_path(place) as temporary:
+                    temporary.write_bytes(buffer.getvalue())
+                return place
+    sys.exit(f"{place}: takes {buffer.tell()} bytes at the least, at most {LARGEST} are wanted. Fix: make it smaller.")
 
 
 if __name__ == "__main__":

@@ -50,6 +50,18 @@ def test_pictures_are_small_and_made_anew_alike(kind: str, tmp_path: Path, monke
     assert pictures.draw("toy", case).read_bytes() != first
 
 
+def test_a_page_is_made_small(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 4, (88, 113, 1), dtype=np.uint8).repeat(3, axis=2)
+    noise = noise.repeat(8, axis=0).repeat(8, axis=1) * 10
+    noise[:40, :40] = (255, 0, 0)  # a legend
+    Image.fromarray(noise).save(tmp_path / "page.png")
+    place = pictures._smaller(tmp_path / "page.png", tmp_path / "docs" / "page.png")
+    small = Image.open(place)
+    assert place.stat().st_size <= pictures.LARGEST and 500 <= small.width <= 800
+    red, green, _ = np.asarray(small.convert("RGB"))[3, 3]
+    assert red > 240 and green < 15
+
+
 def test_a_page_that_is_not_there_and_names_that_are_unknown() -> None:
     with pytest.raises(SystemExit, match="is not there. Fix: run `bash ci/demo.sh` first"):
         pictures._smaller(Path("/nowhere/report.png"), Path("x.png"))
