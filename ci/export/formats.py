@@ -60,8 +60,7 @@ class Subject:
     @cached_property
     def program(self) -> torch.export.ExportedProgram:
         """What ``torch.export`` makes of the network."""
-        space = {axis + 2: size * Dim(f"size_{axis}", min=2, max=4096) for axis, size in enumerate(self.unit)}
-        shapes = {"image": {0: Dim("batch", min=1, max=4096), **space}}
+        shapes = {"image": dict.fromkeys((0, *range(2, 2 + len(self.unit))), Dim.AUTO)}
         return torch.export.export(_Named(self.network), (self.image(2, TRACED),), dynamic_shapes=shapes)
 
     @property

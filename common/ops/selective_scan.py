@@ -159,10 +159,11 @@ def _exported_loop(
         return [state, rate.clone()], (state * c.unsqueeze(1)).sum(-1)
 
     # A is carried along: one that the body took from outside would bring its symbolic size, which ONNX refuses, as it
-    # does the sizes that gradients of a scan would keep
+    # does the sizes that gradients of a scan would keep. All are contiguous, for strides of views are compared by sizes
+    # that the export of the loop does not know
     rates, *sequences = (x.detach() for x in (A, u, delta, B, C))
     rates = rates.contiguous()
-    _, outputs = scan(advance, [torch.zeros_like(rates), rates], [x.permute(2, 0, 1) for x in sequences])
+    _, outputs = scan(advance, [torch.zeros_like(rates), rates], [x.permute(2, 0, 1).contiguous() for x in sequences])
     return outputs.permute(1, 2, 0)
 
 
