@@ -92,7 +92,7 @@ def in_windows(
         tuple(slice(start, start + side) for start, side in zip(place, window, strict=True))
         for place in itertools.product(*axes)
     ]
-    total, count = 0.0, np.zeros(volume.shape[1:], np.float32)
+    total, count = np.zeros(0, np.float32), np.zeros(volume.shape[1:], np.float32)
     for begin in range(0, len(places), BATCH):
         batch = places[begin : begin + BATCH]
         found = probabilities(session, np.stack([volume[(slice(None), *place)] for place in batch]))
@@ -114,7 +114,7 @@ def in_slices(session: onnxruntime.InferenceSession, volume: np.ndarray, axis: i
 
 def segment(paths: Sequence[Path], config: dict[str, Any], session: onnxruntime.InferenceSession) -> nib.Nifti1Image:
     """Class numbers in the space of the image."""
-    images = [nib.load(path) for path in paths]
+    images: list[Any] = [nib.load(path) for path in paths]
     if len(images) != config["in_channels"] or len({image.shape for image in images}) > 1:
         raise SystemExit(f"{len(images)} images. Fix: give {config['in_channels']}, all of one shape.")
     if "slice_axis" in config:
@@ -124,7 +124,9 @@ def segment(paths: Sequence[Path], config: dict[str, Any], session: onnxruntime.
         seen.insert(config["slice_axis"], size[config["slice_axis"]])
         answer = resize(in_slices(session, resize(volume, seen), config["slice_axis"]), size)
     else:
-        canonical = [nib.as_closest_canonical(image) for image in images]  # axes to right, anterior, superior
+        canonical: list[Any] = [
+            nib.as_closest_canonical(image) for image in images
+        ]  # axes to right, anterior, superior
         volume = np.stack([image.get_fdata(dtype=np.float32) for image in canonical])
         zooms, size = np.asarray(canonical[0].header.get_zooms()[:3], float), volume.shape[1:]
         factors = np.asarray(config["spacing"], float) / zooms
