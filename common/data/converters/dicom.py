@@ -89,6 +89,6 @@ def _slice_step(positions: np.ndarray, normal: np.ndarray, first: FileDataset, f
 def _rescaled(item: FileDataset, folder: Path) -> np.ndarray:
     try:
         stored = item.pixel_array.astype(np.float32)
-    except (AttributeError, RuntimeError, ValueError, NotImplementedError) as error:
+    except (AttributeError, RuntimeError, ValueError) as error:
         raise fault(folder, f"pixels cannot be decoded ({error})", "decompress the series first") from error
     return stored * float(item.get("RescaleSlope", 1)) + float(item.get("RescaleIntercept", 0))
