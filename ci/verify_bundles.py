@@ -104,7 +104,7 @@ def verify(bundle: Path, schema: Path, working: Path) -> None:
     Raises:
         VerificationError: says which step failed, with what it printed.
     """
-    export = [str(ROOT / "ci" / "export_bundle.py"), bundle.name, "--output"]
+    export: list[str | Path] = [ROOT / "ci" / "export_bundle.py", bundle.name, "--output"]
     step("export", [*export, working, "--without-weights"], ROOT)
     copy, empty = unpacked(working, bundle.name), working / "empty"
     empty.mkdir()
@@ -121,7 +121,7 @@ def verify(bundle: Path, schema: Path, working: Path) -> None:
     if strangers := list(empty.iterdir()):
         raise VerificationError(f"files were left in the working folder: {', '.join(path.name for path in strangers)}")
 
-    formats = ["--torchscript", "--onnx", "--program", "--weights", weights]
+    formats: list[str | Path] = ["--torchscript", "--onnx", "--program", "--weights", weights]
     step("TorchScript, ONNX and torch.export", [*export, working / "again", *formats], ROOT, shown="model.")
     shipped = unpacked(working / "again", bundle.name)
     check_rules(shipped, schema)
@@ -144,7 +144,8 @@ def check_example(bundle: Path, expected: Path, image: Path, working: Path) -> N
     """The example without torch and MONAI segments as inference did."""
     written = working / "example.nii.gz"
     step("example", [bundle / "examples" / "segment.py", image, written], working)
-    first, second = (np.asanyarray(nib.load(path).dataobj).squeeze() for path in (expected, written))
+    images: list[Any] = [nib.load(path) for path in (expected, written)]
+    first, second = (np.asanyarray(image.dataobj).squeeze() for image in images)
     require(first.shape == second.shape, f"example: shape {second.shape}, of inference {first.shape}")
     for value in np.union1d(first, second):
         one, other = first == value, second == value

@@ -55,7 +55,7 @@ class FaultsError(ExpectedError, ValueError):
         source: the file or folder that they belong to.
     """
 
-    def __init__(self, faults: Sequence[Fault], source: str = "") -> None:
+    def __init__(self, faults: Sequence[Fault], source: str = "") -> None:  # noqa: B042 - see __reduce__
         self.faults = list(faults)
         self.source = source
         super().__init__(self._text())

@@ -7,6 +7,7 @@ from monai.networks.layers.factories import Conv, Norm
 from torch import nn
 
 CONVOLUTIONS = (1, 2, 3, 3, 3)  # per resolution, from full to 1/16
+LEVELS = len(CONVOLUTIONS) - 1  # of the decoder
 
 
 class VNetDecoder(nn.Module):
@@ -37,7 +38,7 @@ class VNetDecoder(nn.Module):
         self.to(memory_format=layout)  # type: ignore[call-overload]
 
     def decode(
-        self, feature: torch.Tensor, skips: list[torch.Tensor], first: int = 0, last: int = len(CONVOLUTIONS) - 1
+        self, feature: torch.Tensor, skips: list[torch.Tensor], first: int = 0, last: int = LEVELS
     ) -> list[torch.Tensor]:
         """Features of the decoder's levels first to last - 1, where 0 is the coarsest.
 

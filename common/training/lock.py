@@ -173,7 +173,7 @@ def lock_folders(*folders: str | os.PathLike[str]) -> ExitStack:
         NotADirectoryError: when a file is in the way of a folder.
     """
     with ExitStack() as held:
-        for folder in sorted({Path(folder).resolve() for folder in folders}):
+        for folder in sorted({Path(given).resolve() for given in folders}):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except (FileExistsError, NotADirectoryError):

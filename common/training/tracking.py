@@ -54,8 +54,8 @@ def track_report(results_dir: str | Path, means: Mapping[str, float]) -> None:
     key = client.create_experiment(name, place) if experiment is None else experiment.experiment_id
     title = run["tracking"]["run_name"] or f"report {Path(results_dir).name}"
     found = client.create_run(key, run_name=title).info.run_id
-    for parameter, value in _parameters(run["settings"]).items():
-        client.log_param(found, parameter, value)
+    for parameter, text in _parameters(run["settings"]).items():
+        client.log_param(found, parameter, text)
     for metric, value in means.items():
         if math.isfinite(value):
             client.log_metric(found, metric, value)

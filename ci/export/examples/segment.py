@@ -22,6 +22,7 @@ import onnxruntime
 
 HERE = Path(__file__).resolve().parents[1]
 BATCH = 4  # windows or slices at a time
+ALL = (slice(None),)  # channels
 
 
 def interpolate(volume: np.ndarray, axis: int, places: np.ndarray) -> np.ndarray:
@@ -34,7 +35,7 @@ def interpolate(volume: np.ndarray, axis: int, places: np.ndarray) -> np.ndarray
     return volume.take(low, axis) * (1.0 - share) + volume.take(high, axis) * share
 
 
-def resample(volume: np.ndarray, factors: Sequence[float], size: Sequence[int]) -> np.ndarray:
+def resample(volume: np.ndarray, factors: Sequence[float] | np.ndarray, size: Sequence[int]) -> np.ndarray:
     """(C, *S) to (C, *size): a voxel step of the result is a factor of voxel steps of the volume, from the first on."""
     for axis, (factor, count) in enumerate(zip(factors, size, strict=True)):
         if factor != 1.0 or count != volume.shape[axis + 1]:
@@ -92,17 +93,17 @@ def in_windows(
         tuple(slice(start, start + side) for start, side in zip(place, window, strict=True))
         for place in itertools.product(*axes)
     ]
-    total, count = 0.0, np.zeros(volume.shape[1:], np.float32)
+    total, count = np.zeros(0, np.float32), np.zeros(volume.shape[1:], np.float32)
     for begin in range(0, len(places), BATCH):
         batch = places[begin : begin + BATCH]
-        found = probabilities(session, np.stack([volume[(slice(None), *place)] for place in batch]))
+        found = probabilities(session, np.stack([volume[ALL + place] for place in batch]))
         if begin == 0:
             total = np.zeros((found.shape[1], *volume.shape[1:]), np.float32)
         for place, part in zip(batch, found, strict=True):
-            total[(slice(None), *place)] += part
+            total[ALL + place] += part
             count[place] += 1.0
     inner = tuple(slice(b, size - (m - b)) for b, m, size in zip(before, missing, volume.shape[1:], strict=True))
-    return (total / count)[(slice(None), *inner)]
+    return (total / count)[ALL + inner]
 
 
 def in_slices(session: onnxruntime.InferenceSession, volume: np.ndarray, axis: int) -> np.ndarray:
@@ -114,17 +115,19 @@ def in_slices(session: onnxruntime.InferenceSession, volume: np.ndarray, axis: i
 
 def segment(paths: Sequence[Path], config: dict[str, Any], session: onnxruntime.InferenceSession) -> nib.Nifti1Image:
     """Class numbers in the space of the image."""
-    images = [nib.load(path) for path in paths]
+    images: list[Any] = [nib.load(path) for path in paths]
     if len(images) != config["in_channels"] or len({image.shape for image in images}) > 1:
         raise SystemExit(f"{len(images)} images. Fix: give {config['in_channels']}, all of one shape.")
     if "slice_axis" in config:
         volume = scale_intensity(np.stack([image.get_fdata(dtype=np.float32) for image in images]), config["intensity"])
-        size = list(volume.shape[1:])
+        size: Sequence[int] = volume.shape[1:]
         seen = list(config["slice_size"])
         seen.insert(config["slice_axis"], size[config["slice_axis"]])
         answer = resize(in_slices(session, resize(volume, seen), config["slice_axis"]), size)
     else:
-        canonical = [nib.as_closest_canonical(image) for image in images]  # axes to right, anterior, superior
+        canonical: list[Any] = [
+            nib.as_closest_canonical(image) for image in images
+        ]  # axes to right, anterior, superior
         volume = np.stack([image.get_fdata(dtype=np.float32) for image in canonical])
         zooms, size = np.asarray(canonical[0].header.get_zooms()[:3], float), volume.shape[1:]
         factors = np.asarray(config["spacing"], float) / zooms

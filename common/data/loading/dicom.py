@@ -146,7 +146,7 @@ def _slice_step(positions: np.ndarray, normal: np.ndarray, first: Any, folder: P
 def _rescaled(item: Any, folder: Path) -> np.ndarray:
     try:
         stored = item.pixel_array.astype(np.float32)
-    except (AttributeError, RuntimeError, ValueError, NotImplementedError) as error:
+    except (AttributeError, RuntimeError, ValueError) as error:
         raise fault(folder, f"pixels cannot be decoded ({error})", "decompress the series first") from error
     return np.asarray(stored * float(item.get("RescaleSlope", 1)) + float(item.get("RescaleIntercept", 0)))
 

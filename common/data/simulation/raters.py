@@ -43,6 +43,7 @@ STYLES = (
     RaterStyle(0.35, 0.0, 2.0),  # sees more than there is
     RaterStyle(-0.35, 0.25, 0.0),
 )
+POPULATION = len(STYLES)
 
 
 def rater_style(rater: int) -> RaterStyle:
@@ -201,7 +202,7 @@ def true_probability(
     border: int,
     draws: int = 40,
     seed: int = 0,
-    raters: int = len(STYLES),
+    raters: int = POPULATION,
     **settings: Any,
 ) -> np.ndarray:
     """Probability that a rater of the population marks a voxel as a structure, by Monte Carlo.
