@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import fire
 import torch
@@ -47,11 +48,9 @@ def main(samples: int = 16, side: int = 128, batch: int = 2, rounds: int = 5) ->
         latent = torch.randn(batch, samples, network.latent_size, device=device)
         times = _medians(
             {
-                "backbone": lambda network=network, image=image: network.decode(network.encode(image)),
-                "answers": lambda network=network, image=image, latent=latent: network.samples(image, latent),
-                "passes": lambda network=network, image=image, latent=latent: [
-                    network(image, code) for code in latent.unbind(1)
-                ],
+                "backbone": partial(_backbone, network, image),
+                "answers": partial(network.samples, image, latent),
+                "passes": partial(_passes, network, image, latent),
             },
             rounds,
             device,
@@ -59,6 +58,14 @@ def main(samples: int = 16, side: int = 128, batch: int = 2, rounds: int = 5) ->
         cells = "".join(f"{1000 * times[kind]:>8.1f} ms" for kind in ("backbone", "answers", "passes"))
         ratios = (times["answers"] / times["backbone"], times["answers"] / (times["passes"] / samples))
         print(f"{name:<36}{cells}{ratios[0]:>14.2f}{ratios[1]:>14.2f}")
+
+
+def _backbone(network: ProbabilisticUNet, image: torch.Tensor) -> torch.Tensor:
+    return network.decode(network.encode(image))
+
+
+def _passes(network: ProbabilisticUNet, image: torch.Tensor, latent: torch.Tensor) -> list[torch.Tensor]:
+    return [network(image, code) for code in latent.unbind(1)]
 
 
 @torch.no_grad()
