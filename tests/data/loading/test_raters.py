@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def test_raters_come_before_a_label_and_consensus_is_that_label(tmp_path: Path) 
 def test_true_probabilities_come_along_to_measure_with(tmp_path: Path) -> None:
     maps = np.random.default_rng(0).random((3, 2, 4, 2)).astype(np.float32)
     nib.save(nib.Nifti1Image(maps, np.eye(4)), tmp_path / "p.nii.gz")
-    record = {"label": write(tmp_path, "l", [1, 1, 1]), "probability": str(tmp_path / "p.nii.gz")}
+    record: dict[Hashable, Any] = {"label": write(tmp_path, "l", [1, 1, 1]), "probability": str(tmp_path / "p.nii.gz")}
     loaded = LoadRatersd(consensus=True)(dict(record))
     np.testing.assert_array_equal(loaded["probability"].numpy(), np.moveaxis(maps, -1, 0))
     assert "probability" not in LoadRatersd()(dict(record))
