@@ -131,7 +131,7 @@ class Head(nn.Module):
                         hidden = torch.addmm(bias, hidden, matrix).relu_()
                     answer = logits[image, number, start : start + _BLOCK]
                     torch.addmm(last[0], hidden, last[1], out=answer)
-        return logits.transpose(2, 3).reshape(*latent.shape[:2], -1, *features.shape[2:])
+        return logits.transpose(2, 3).reshape(*latent.shape[:2], logits.shape[3], *features.shape[2:])
 
 
 def _in_blocks(features: torch.Tensor) -> bool:
