@@ -53,6 +53,8 @@ def affinity_gate(
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
     if torch.jit.is_scripting():
         return _plain_gate(features.to(dtype), guide.detach().to(dtype), radius, normalise)
+    if torch.compiler.is_exporting():  # no autocast there, and its mark cannot be saved
+        return _plain_gate(features.to(dtype), guide.detach().to(dtype), radius, normalise)
     with torch.autocast(features.device.type, enabled=False):
         features, guide = features.to(dtype), guide.detach().to(dtype)
         if plain or runs_plain():

@@ -64,7 +64,9 @@ def selective_scan(
     if torch.jit.is_scripting():
         _check(u, delta, A, B, C, D, z, delta_bias)
         return _plain(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+    if torch.compiler.is_exporting():  # no autocast there, and its mark cannot be saved
+        return _plain(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    if torch.jit.is_tracing():
         with torch.autocast(u.device.type, enabled=False):
             return _plain(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     _check(u, delta, A, B, C, D, z, delta_bias)
