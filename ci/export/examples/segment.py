@@ -81,8 +81,23 @@ def starts(size: int, window: int, overlap: float) -> list[int]:
     return [min(start, size - window) for start in range(0, max(size - window, 0) + step, step)]
 
 
+def importance(window: Sequence[int], mode: str) -> np.ndarray:
+    """Weights of a window's voxels: all equal, or a Gaussian whose standard deviation is an eighth of each side."""
+    if mode == "constant":
+        return np.ones(window, np.float32)
+    weights = np.ones((), np.float32)
+    for side in window:
+        places = np.arange(side) - (side - 1) / 2
+        weights = np.multiply.outer(weights, np.exp(-(places**2) / (2 * (0.125 * side) ** 2)))
+    return np.maximum(weights, 1e-3).astype(np.float32)
+
+
 def in_windows(
-    session: onnxruntime.InferenceSession, volume: np.ndarray, window: Sequence[int], overlap: Sequence[float]
+    session: onnxruntime.InferenceSession,
+    volume: np.ndarray,
+    window: Sequence[int],
+    overlap: Sequence[float],
+    mode: str = "constant",
 ) -> np.ndarray:
     """Mean probability (classes, *S) over the windows of a volume (C, *S), which is padded to one where smaller."""
     missing = [max(side - size, 0) for side, size in zip(window, volume.shape[1:], strict=True)]
@@ -93,6 +108,7 @@ def in_windows(
         tuple(slice(start, start + side) for start, side in zip(place, window, strict=True))
         for place in itertools.product(*axes)
     ]
+    weights = importance(window, mode)
     total, count = np.zeros(0, np.float32), np.zeros(volume.shape[1:], np.float32)
     for begin in range(0, len(places), BATCH):
         batch = places[begin : begin + BATCH]
@@ -100,8 +116,8 @@ def in_windows(
         if begin == 0:
             total = np.zeros((found.shape[1], *volume.shape[1:]), np.float32)
         for place, part in zip(batch, found, strict=True):
-            total[ALL + place] += part
-            count[place] += 1.0
+            total[ALL + place] += weights * part
+            count[place] += weights
     inner = tuple(slice(b, size - (m - b)) for b, m, size in zip(before, missing, volume.shape[1:], strict=True))
     return (total / count)[ALL + inner]
 
@@ -136,7 +152,9 @@ def segment(paths: Sequence[Path], config: dict[str, Any], session: onnxruntime.
         volume = scale_intensity(resample(volume, factors, seen), config["intensity"])
         overlap = config["overlap"]
         shares = overlap if isinstance(overlap, list) else [overlap] * 3
-        answer = resample(in_windows(session, volume, config["patch_size"], shares), 1.0 / factors, size)
+        answer = resample(
+            in_windows(session, volume, config["patch_size"], shares, config["inferer"]["mode"]), 1.0 / factors, size
+        )
     classes = answer.argmax(0).astype(np.uint8)
     if "slice_axis" not in config:
         there = nib.io_orientation(canonical[0].affine)
