@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import shutil
 import tempfile
 import time
@@ -15,6 +14,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import torch
+
+from common.files import file_digest
 
 from .server import Server, ServerError
 
@@ -95,7 +96,7 @@ class BundleChecks:
             values = np.asarray(volume.dataobj)
             need(values.dtype.kind == "f" and values.min() >= 0 and values.max() <= 1, f"{name}: {values.dtype}")
             need(abs(values.mean() - answer["means"][name]) < 1e-4, f"{name}: the means differ")
-        need(answer["provenance"]["weights"] == _hash(self.weights), "the answer came from other weights")
+        need(answer["provenance"]["weights"] == file_digest(self.weights), "the answer came from other weights")
         return ", ".join(f"{name} {mean:.3f}" for name, mean in answer["means"].items())
 
     def training(self) -> str:
@@ -106,7 +107,7 @@ class BundleChecks:
         with self._as_before():
             mixed, sizes, terms = self._train(val_split=0.34, **SHORT)
             answer = self.server.infer(self.name, self.image, "json").json()
-            need(answer["provenance"]["weights"] == _hash(self.weights), "the new weights are not served")
+            need(answer["provenance"]["weights"] == file_digest(self.weights), "the new weights are not served")
         with self._as_before():
             alone, _, _ = self._train(val_split=0.34, labels_only=True, **SHORT)
         differ = any(not torch.equal(mixed[name], alone[name]) for name in mixed)
@@ -143,9 +144,9 @@ class BundleChecks:
         method = f"{self.name}_audit"
         if method not in self.info["scoring"]:
             return "has none"
-        before = {path: _hash(Path(path)) for labels in self.studies.values() for path in labels.values()}
+        before = {path: file_digest(Path(path)) for labels in self.studies.values() for path in labels.values()}
         self.server.run("scoring", method)
-        need(before == {path: _hash(Path(path)) for path in before}, "a label was overwritten")
+        need(before == {path: file_digest(Path(path)) for path in before}, "a label was overwritten")
         audited = [labels for labels in self.studies.values() if {"final", "original"} & set(labels)]
         ranked = self._kept(method, len(audited))
         need(sorted(row["rank"] for row in ranked.values()) == list(range(1, 1 + len(ranked))), f"ranks: {ranked}")
@@ -153,7 +154,7 @@ class BundleChecks:
         for study, row in ranked.items():
             info = self.server.need("GET", f"/datastore/label/info?label={study}&tag=proposal").json()
             need({"bundle", "version", "weights", "date"} <= set(info), f"{study}: a proposal of {info}")
-            need(info["weights"] == _hash(self.weights) == row["weights"], "it came from other weights")
+            need(info["weights"] == file_digest(self.weights) == row["weights"], "it came from other weights")
         chosen = self.server.need("POST", f"/activelearning/{method}", json_body={}).json()
         need(ranked[chosen["id"]]["rank"] == 1, f"asked for {chosen}")
         for study in ranked:
@@ -202,10 +203,6 @@ class BundleChecks:
             volume: Any = nib.load(file.name)
             np.asarray(volume.dataobj)
             return nib.Nifti1Image(np.asarray(volume.dataobj), volume.affine)
-
-
-def _hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def check_start(server: Server, name: str, studies: Labels) -> str:

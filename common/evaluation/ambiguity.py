@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import spearmanr
 
-from ..files import atomic_path
+from .metrics.cases import write_rows
 
 AMBIGUITY_FILE = "ambiguity.csv"
 AMBIGUITY_COLUMNS = (
@@ -96,10 +95,8 @@ def ambiguity_row(case: str, samples: ArrayLike, raters: ArrayLike, probability:
 
 def write_ambiguity(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows of :func:`ambiguity_row` as CSV, a cell that is not a number empty; complete or not at all."""
-    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, AMBIGUITY_COLUMNS)
-        writer.writeheader()
-        writer.writerows({name: "" if value != value else value for name, value in row.items()} for row in rows)
+    numbers = [{name: None if value != value else value for name, value in row.items()} for row in rows]
+    write_rows(numbers, path, AMBIGUITY_COLUMNS)
 
 
 def rank_correlation(rows: Iterable[Mapping[str, Any]]) -> float:

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
 
-from ..files import atomic_path
+from .metrics.cases import write_rows
 
 TENTHS = (1, 3, 5, 7, 9)  # thresholds of Dice_soft; whole numbers, as 3 of 10 raters > 0.3 is a rounding accident
 MEASURES = (
@@ -163,10 +163,7 @@ def set_rows(case: str, samples: ArrayLike, raters: ArrayLike, structures: Seque
 
 def write_set_rows(path: str | os.PathLike[str], rows: Iterable[dict[str, Any]]) -> None:
     """Write rows of :func:`set_rows` as CSV; the file is there complete or not at all."""
-    with atomic_path(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, SET_COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(list(rows), path, SET_COLUMNS)
 
 
 def read_set_rows(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
