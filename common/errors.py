@@ -23,6 +23,7 @@ from .files import RESUME_FILE
 
 TRACEBACK = "IMPERFECT_LABELS_TRACEBACK"
 INTERRUPTED = 130  # exit code of programs that Ctrl-C ended
+CLOCK_SLACK = 1.0  # seconds: a file's time is of a coarser clock than time.time(), or of a server's
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def remember_run(
         settings: all of them, checked.
         tracking: what ``--tracking`` added to the config; None: nothing is tracked.
     """
-    _RUN.update(ckpt_dir=ckpt_dir, start=time.time(), settings=settings or {}, tracking=tracking)
+    _RUN.update(ckpt_dir=ckpt_dir, start=time.time() - CLOCK_SLACK, settings=settings or {}, tracking=tracking)
 
 
 _RUN: dict[str, Any] = {"ckpt_dir": None, "start": 0.0, "settings": {}, "tracking": None}
