@@ -133,10 +133,10 @@ class BundleChecks:
                 continue
             self.server.run("scoring", method, max_samples=2, passes=2)
             scores = {study: info["score"] for study, info in self._kept(method, 2).items()}
-            need(len(scores) == 2 and all(0 <= score <= 1 for score in scores.values()), f"{method}: {scores}")
+            need(len(scores) == 2 and all(0 < score <= 1 for score in scores.values()), f"{method}: {scores}")
             chosen = self.server.need("POST", f"/activelearning/{method}", json_body={}).json()
             need(chosen["id"] == max(scores, key=lambda study: scores[study]), f"{method}: {scores}, chose {chosen}")
-            said.append(f"{method.removeprefix(f'{self.name}_')} {max(scores.values()):.4f}")
+            said.append(f"{method.removeprefix(f'{self.name}_')} {max(scores.values()):.2g}")
         return ", ".join(said)
 
     def audit(self) -> str:

@@ -11,6 +11,8 @@ from monai.networks.layers.factories import Conv
 from torch import nn
 from torch.nn import functional
 
+from ..ops.autocast import no_autocast
+
 
 class SpatialSelfAttention(nn.Module):
     """Transformer layers over the positions of a feature map, which they replace by one of the same shape.
@@ -96,7 +98,7 @@ class _QueriesKeysValues(nn.Module):
     @torch.jit.unused
     def _precise(self, tokens: torch.Tensor) -> torch.Tensor:
         """In the weights' precision under autocast too: a loss on queries and keys is off by 6% in bfloat16."""
-        with torch.autocast(tokens.device.type, enabled=False):
+        with no_autocast(tokens):
             return self.linear(tokens.to(self.linear.weight.dtype))
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ..ops.autocast import no_autocast
 from ..ops.selective_scan import selective_scan
 
 
@@ -76,9 +77,7 @@ class Mamba(nn.Module):
         )
         if torch.jit.is_scripting():
             return self.out_proj(y.transpose(1, 2))
-        if torch.compiler.is_exporting():  # no autocast there, and its mark cannot be saved
-            return self.out_proj(y.transpose(1, 2))
-        with torch.autocast(y.device.type, enabled=False):
+        with no_autocast(y):
             return self.out_proj(y.transpose(1, 2))
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
+from .autocast import no_autocast
 from .threads import map_blocks
 from .windows import WindowBlock, box_sum, window_blocks, window_offsets, window_sizes
 
@@ -191,7 +192,7 @@ def local_affinity_loss(probabilities: torch.Tensor, labels: torch.Tensor, radiu
         0.75
     """
     _check(probabilities, labels=labels)
-    with torch.autocast(probabilities.device.type, enabled=False):
+    with no_autocast(probabilities):
         values = probabilities.to(torch.float64 if probabilities.dtype is torch.float64 else torch.float32)
         loss: torch.Tensor = _AffinityLoss.apply(values, labels, radius)
         return loss

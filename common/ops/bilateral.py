@@ -11,6 +11,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from .autocast import no_autocast
 from .spread import local_variance
 from .threads import map_blocks
 from .windows import WindowBlock, runs_plain, shifted, window_blocks
@@ -61,7 +62,7 @@ def bilateral_enhancement(
         _check(logits, image, windows, sigma)
     dtype = torch.float64 if logits.dtype is torch.float64 else torch.float32
     radii = sorted(side // 2 for side in windows)
-    with torch.autocast(logits.device.type, enabled=False):
+    with no_autocast(logits):
         logits, image = logits.to(dtype), image.detach().to(dtype)
         filtered = _plain_filter if plain or runs_plain() else _Filter.apply
         result: torch.Tensor = logits + filtered(logits, image, radii, sigma)

@@ -11,6 +11,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from .autocast import no_autocast
+
 _BLOCK = 2**19  # numbers sampled at once: fewer waste time on small operations, more take memory
 
 
@@ -79,7 +81,7 @@ class DeformableConv(nn.Module):
     @torch.jit.unused
     def _precise_offset(self, x: torch.Tensor) -> torch.Tensor:
         """The offsets, in the weights' precision under autocast too: in bfloat16 taps are off by 0.04 voxel."""
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x):
             return self.offset(x.to(self.offset.weight.dtype))
 
 
@@ -142,7 +144,7 @@ def deformable_conv(
 def _sampled(
     x: torch.Tensor, offset: torch.Tensor, weight: torch.Tensor, size: list[int], geometry: list[int]
 ) -> torch.Tensor:
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x):
         if torch.jit.is_tracing() or torch.compiler.is_exporting():
             return _gathered(x, offset, weight, size, geometry)
         out: torch.Tensor = _Blocks.apply(x, offset, weight, size, geometry)

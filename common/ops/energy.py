@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from .autocast import no_autocast
 from .threads import image_parts, map_blocks, one_thread
 from .windows import Index, window_pairs
 
@@ -59,7 +60,7 @@ def pairwise_window_energy(
     if sigma_position <= 0 or sigma_intensity <= 0:
         raise ValueError(f"sigmas must be positive, got {sigma_position} and {sigma_intensity}.")
     dtype = torch.float64 if probabilities.dtype is torch.float64 else torch.float32
-    with torch.autocast(probabilities.device.type, enabled=False):
+    with no_autocast(probabilities):
         probabilities = probabilities.to(dtype)
         features = image.detach().to(dtype) / sigma_intensity
         masks = [None if m is None else m.detach().to(dtype) for m in (mask, neighbour_mask)]

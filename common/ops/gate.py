@@ -9,6 +9,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from .autocast import no_autocast
 from .threads import map_blocks
 from .windows import WindowBlock, box_sum, runs_plain, window_blocks, window_offsets, window_sizes
 
@@ -53,9 +54,7 @@ def affinity_gate(
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
     if torch.jit.is_scripting():
         return _plain_gate(features.to(dtype), guide.detach().to(dtype), radius, normalise)
-    if torch.compiler.is_exporting():  # no autocast there, and its mark cannot be saved
-        return _plain_gate(features.to(dtype), guide.detach().to(dtype), radius, normalise)
-    with torch.autocast(features.device.type, enabled=False):
+    with no_autocast(features):
         features, guide = features.to(dtype), guide.detach().to(dtype)
         if plain or runs_plain():
             return _plain_gate(features, guide, radius, normalise)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from .autocast import no_autocast
 from .threads import one_thread
 
 _STEPS = 32  # of a chunk; between chunks states are kept for the backward pass, inside they are computed again
@@ -64,13 +65,11 @@ def selective_scan(
     if torch.jit.is_scripting():
         _check(u, delta, A, B, C, D, z, delta_bias)
         return _plain(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-    if torch.compiler.is_exporting():  # no autocast there, and its mark cannot be saved
-        return _plain(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-    if torch.jit.is_tracing():
-        with torch.autocast(u.device.type, enabled=False):
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        with no_autocast(u):
             return _plain(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     _check(u, delta, A, B, C, D, z, delta_bias)
-    with torch.autocast(u.device.type, enabled=False):
+    with no_autocast(u):
         kernel = _cuda_kernel() if u.is_cuda and u.dtype is not torch.float64 else None
         if kernel is not None:
             given = [None if x is None else x.float() for x in (u, delta, A, B, C, D, z, delta_bias)]
@@ -199,7 +198,7 @@ class _Scan(torch.autograd.Function):
         u, delta, A, B, C, starts = ctx.saved_tensors
         # B and C serve all channels: their gradients are sums over the blocks
         gradients = [*map(torch.empty_like, (u, delta, A)), *map(torch.zeros_like, (B, C))]
-        with one_thread(), torch.autocast(u.device.type, enabled=False):  # backward may be called inside autocast
+        with one_thread(), no_autocast(u):  # backward may be called inside autocast
             for images, channels in _blocks(A):
                 own = (images, channels)
                 _backward(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
+from .autocast import no_autocast
 from .threads import image_parts, map_blocks, one_thread
 from .windows import window_neighbours, window_offsets
 
@@ -87,7 +88,7 @@ def attentive_similarity_loss(
     if sigma <= 0:
         raise ValueError(f"sigma must be positive, got {sigma}.")
     dtype = torch.float64 if probabilities.dtype is torch.float64 else torch.float32
-    with torch.autocast(probabilities.device.type, enabled=False):
+    with no_autocast(probabilities):
         flat = probabilities.flatten(2).to(dtype)
         weights, neighbour_weights = (_flat_mask(m, flat) for m in (mask, neighbour_mask))
         window = _window(shape, radius, sigma, flat)

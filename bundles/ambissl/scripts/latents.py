@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from common.ops.autocast import no_autocast
+
 FAMILIES = ("normal", "laplace")
 
 
@@ -63,7 +65,7 @@ def normal_kl(first: Latent, second: Latent) -> torch.Tensor:
     Returns:
         (B, D), nats, float32.
     """
-    with torch.autocast(first.mean.device.type, enabled=False):
+    with no_autocast(first.mean):
         shift = (first.mean - second.mean).float()
         log_ratio = (first.log_scale - second.log_scale).float()
         distance = (shift * (-second.log_scale.float()).exp()).square()
@@ -78,7 +80,7 @@ def laplace_kl(first: Latent, second: Latent) -> torch.Tensor:
     Returns:
         (B, D), nats, float32.
     """
-    with torch.autocast(first.mean.device.type, enabled=False):
+    with no_autocast(first.mean):
         shift = (first.mean - second.mean).float().abs()
         log_ratio = (first.log_scale - second.log_scale).float()
         far = (-shift * (-first.log_scale.float()).exp()).exp()

@@ -8,6 +8,8 @@ import torch
 from monai.losses import DiceLoss
 from torch.nn import functional
 
+from common.ops.autocast import no_autocast
+
 _DICE = DiceLoss(batch=True)
 
 
@@ -25,7 +27,7 @@ def dice_loss(probabilities: torch.Tensor, target: torch.Tensor, counted: torch.
     Returns:
         scalar in [0, 1], float32.
     """
-    with torch.autocast(probabilities.device.type, enabled=False):
+    with no_autocast(probabilities):
         prediction, target = probabilities.float(), target.float()
         if counted is not None:
             prediction, target = prediction * counted, target * counted

@@ -14,6 +14,8 @@ from monai.networks.utils import one_hot
 from torch import distributed
 from torch.nn import functional
 
+from common.ops.autocast import no_autocast
+
 _DICE = DiceLoss(reduction="none")
 _ABSENT = -1e4  # similarity over temperature of a class that has no prototype
 
@@ -99,7 +101,7 @@ def prototypes(
     """
     members = (one_hot(predicted, num_classes) * confident).flatten(2)
     # in float32 even under autocast: thousands of voxels are summed
-    with torch.autocast(features.device.type, enabled=False):
+    with no_autocast(features):
         sums = torch.bmm(members, features.flatten(2).float().transpose(1, 2)).sum(0)
     totals = _sum_over_processes(torch.cat([sums, members.sum((0, 2)).unsqueeze(1)], 1))
     counts = totals[:, -1:].detach()
@@ -160,7 +162,7 @@ def contrastive_loss(
     """
     classes = torch.arange(len(present), device=present.device)
     own = predicted.reshape(-1, 1).long() == classes  # (N, C)
-    with torch.autocast(voxels.device.type, enabled=False):
+    with no_autocast(voxels):
         similarity = _direction(voxels) @ _direction(class_prototypes).T
     scores = similarity / temperature
     others = present & ~own if printed else present.expand_as(own)
@@ -187,7 +189,7 @@ def separation_loss(class_prototypes: torch.Tensor, present: torch.Tensor) -> to
         >>> separation_loss(torch.eye(2), torch.tensor([True, True])).item()
         0.5
     """
-    with torch.autocast(class_prototypes.device.type, enabled=False):
+    with no_autocast(class_prototypes):
         directions = _direction(class_prototypes)
         alike = 0.5 * (1.0 + directions @ directions.T)
     pairs = (present & present.unsqueeze(1)).triu(1)
