@@ -8,4 +8,7 @@ export PATH="$PWD/.venv/bin:$PATH"
 ruff check .
 ruff format --check .
 mypy
-python -m pytest -q "$@"
+# a worker for each core, each on one thread; at most 4, for each holds PyTorch and its own data
+workers=$(env -u OMP_NUM_THREADS nproc)
+export OMP_NUM_THREADS=1
+python -m pytest -q -n "$((workers < 4 ? workers : 4))" --dist worksteal "$@"

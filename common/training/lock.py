@@ -1,4 +1,4 @@
-"""One training at a time in a folder."""
+"""One training, or one study, at a time in a folder."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
-LOCK_FILE = "training.lock"
+TRAINING, FOLDERS = "training", "--ckpt_dir and --output_dir"
+LOCK_FILE = f"{TRAINING}.lock"
 logger = logging.getLogger(__name__)
 
 
 class FolderInUseError(RuntimeError):
-    """Another training writes to the folder."""
+    """Another process writes to the folder."""
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,19 @@ class Owner:
 
 
 class FolderLock:
-    """A file in a folder that says which process trains there.
+    """A file ``<what>.lock`` in a folder that says which process writes there.
 
     It is left behind by a process that was killed; the next one on the same machine sees that and takes it over.
 
     Args:
         folder: an existing folder.
+        what: the process does there, such as training.
+        options: by which the user gives another folder.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.path = Path(folder) / LOCK_FILE
+    def __init__(self, folder: str | os.PathLike[str], what: str = TRAINING, options: str = FOLDERS) -> None:
+        self.path = Path(folder) / f"{what}.lock"
+        self.what, self.options = what, options
         process = os.getpid()
         now = datetime.now().isoformat(sep=" ", timespec="seconds")
         self.owner = Owner(socket.gethostname(), process, now, _birth(process) or 0)
@@ -73,16 +77,16 @@ class FolderLock:
                 return
             if found.host != self.owner.host:
                 raise FolderInUseError(
-                    f"{self.path}: a training writes to this folder ({found}), and this machine ({self.owner.host}) "
-                    "cannot tell whether it still runs. Fix: give another --ckpt_dir and --output_dir, or remove the "
-                    "file if that training has ended."
+                    f"{self.path}: a {self.what} writes to this folder ({found}), and this machine ({self.owner.host}) "
+                    f"cannot tell whether it still runs. Fix: give another {self.options}, or remove the "
+                    f"file if that {self.what} has ended."
                 )
             if _is_alive(found):
                 break
             self._remove_stale(found)
         raise FolderInUseError(
-            f"{self.path}: another training writes to this folder ({self._read() or 'owner unknown'}). "
-            "Fix: wait for its end, or give another --ckpt_dir and --output_dir."
+            f"{self.path}: another {self.what} writes to this folder ({self._read() or 'owner unknown'}). "
+            f"Fix: wait for its end, or give another {self.options}."
         )
 
     def release(self) -> None:
@@ -123,7 +127,7 @@ class FolderLock:
 
     def _remove_stale(self, found: Owner) -> None:
         """Remove a dead process's lock, unless another process has just done so and taken its place."""
-        aside = self.path.with_name(f"{LOCK_FILE}.{self.owner.process}")
+        aside = self.path.with_name(f"{self.path.name}.{self.owner.process}")
         try:
             os.replace(self.path, aside)
         except FileNotFoundError:
@@ -159,11 +163,13 @@ def _is_alive(owner: Owner) -> bool:
     return True
 
 
-def lock_folders(*folders: str | os.PathLike[str]) -> ExitStack:
+def lock_folders(*folders: str | os.PathLike[str], what: str = TRAINING, options: str = FOLDERS) -> ExitStack:
     """Make folders where there are none and take the lock of each.
 
     Args:
         folders: any number; one that is given twice is locked once.
+        what: the process does there.
+        options: by which the user gives other folders.
 
     Returns:
         gives the locks back when it is closed; so does the end of the process.
@@ -178,9 +184,9 @@ def lock_folders(*folders: str | os.PathLike[str]) -> ExitStack:
                 folder.mkdir(parents=True, exist_ok=True)
             except (FileExistsError, NotADirectoryError):
                 raise NotADirectoryError(
-                    f"{folder}: a file stands where a folder goes. Fix: give another --ckpt_dir or --output_dir."
+                    f"{folder}: a file stands where a folder goes. Fix: give another {options}."
                 ) from None
-            lock = FolderLock(folder)
+            lock = FolderLock(folder, what, options)
             lock.acquire()
             held.callback(lock.release)
         return held.pop_all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 from ...data.contract.faults import DataError, Fault
 from ...ops.threads import usable_cores
+from ...training.lock import FolderInUseError
 from .budget import write_budget
 from .recipe import Study, read_study
 from .runner import Runner
@@ -110,9 +112,10 @@ def _listed(value: Any) -> list[Any]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what runs is to stop with the study
     try:
         fire.Fire(main, name="python -m common.evaluation.study")
-    except (DataError, OSError) as error:
+    except (DataError, FolderInUseError, OSError) as error:
         print(error, file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

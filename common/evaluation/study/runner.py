@@ -19,10 +19,12 @@ from queue import SimpleQueue
 from typing import Any
 
 import torch
+from monai.bundle import ConfigParser
 
 from ...data.contract.faults import DataError, Fault
 from ...files import atomic_path
 from ...ops.threads import usable_cores
+from ...training.lock import lock_folders
 from ...training.runs import FINAL_FILE, RESUME_FILE
 from .recipe import Run, Study
 
@@ -44,7 +46,8 @@ class Runner:
     """Runs what of a study is not there yet.
 
     Below ``output``: ``data`` holds the data sets made, ``runs/<row>/<seed>`` each run's weights, logs and results,
-    with ``run.json`` (its commands; a run made by other commands is refused, not mixed in) and ``done.json``.
+    with ``run.json`` (its commands and what its configs said; a run made by others is refused, not mixed in) and
+    ``done.json``.
 
     Args:
         study: what to run.
@@ -88,9 +91,13 @@ class Runner:
             whether every run is complete.
 
         Raises:
-            DataError: when a run is there that other commands made, or the data cannot be made.
+            DataError: when a run is there that other commands or configs made, or the data cannot be made.
+            FolderInUseError: when another study writes to the folder.
         """
-        runs = list(runs)
+        with lock_folders(self.output, what="study", options="--output"):
+            return self._run(list(runs))
+
+    def _run(self, runs: list[Run]) -> bool:
         for run in runs:
             self._check(run)
             self.states[run.row.name, run.name] = self.known_state(run)
@@ -137,14 +144,16 @@ class Runner:
         return State()
 
     def _check(self, run: Run) -> None:
-        """Refuse a folder that other commands made."""
+        """Refuse a folder that other commands or configs made."""
         path = self.folder(run) / "run.json"
         if path.is_file() and json.loads(path.read_text()) != self._recipe(run):
             what = "a run with other settings is there"
             raise DataError([Fault(str(path.parent), what, "remove it, or give another --output")])
 
     def _recipe(self, run: Run) -> dict[str, Any]:
+        configs = [run.row.configs / f"{name}.yaml" for name in ("train", *run.row.overlays, "evaluate")]
         recipe = {"data": [*self._data_commands(run)], "train": self._train(run), "evaluate": self._evaluate(run)}
+        recipe["configs"] = _digest([ConfigParser.load_config_file(path) for path in configs])
         return recipe | ({"calibrate": self._calibrate(run)} if self.study.calibrate else {})
 
     def _work(self, run: Run, places: SimpleQueue[int]) -> None:
@@ -156,6 +165,8 @@ class Runner:
             state.word = "running"
             folder.mkdir(parents=True, exist_ok=True)
             _write_json(self._recipe(run), folder / "run.json")
+            with self._telling:
+                self.show(self.overview())
             self._make_data(run)
             self._call(run, self._train(run), state, place, resume=True)
             if self.study.calibrate:

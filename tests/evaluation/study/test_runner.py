@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from common.evaluation.study import __main__ as command_line
 from common.evaluation.study.recipe import Row, Run, Study
 from common.evaluation.study.runner import Runner
 from common.ops.threads import usable_cores
+from common.training.lock import FolderInUseError
 
 ROOT = Path(__file__).resolve().parents[3]
 TRAINING = """
@@ -114,6 +117,59 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
     other = Run(Row("one", "alc", data=("split {source} --seed {seed}",)), 0)
     with pytest.raises(DataError, match="a run with other settings is there"):
         Quick(study("one"), None, tmp_path).run([other])
+
+
+def test_other_configs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a config says counts, its comments do not."""
+    configs = tmp_path / "bundles" / "mine" / "configs"
+    configs.mkdir(parents=True)
+    (configs / "evaluate.yaml").write_text("a: 1\n")
+    monkeypatch.chdir(tmp_path)
+    run = Run(Row("one", "mine"), 0)
+
+    def train_with(text: str) -> None:
+        (configs / "train.yaml").write_text(text)
+        with monkeypatch.context() as patch:
+            patch.setenv("PYTHONPATH", str(ROOT))
+            Quick(study("one"), None, tmp_path / "out").run([run])
+
+    train_with("rate: 1")
+    train_with("rate: 1 # of learning")
+    with pytest.raises(DataError, match="a run with other settings is there"):
+        train_with("rate: 2")
+
+
+def test_a_second_study_in_the_folder_is_refused(tmp_path: Path) -> None:
+    (run,) = study("one", seeds=(0,)).runs()
+    program = "import sys, time; from common.training.lock import lock_folders\n"
+    program += "with lock_folders(sys.argv[1], what='study'): print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", program, tmp_path], cwd=ROOT, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        with pytest.raises(FolderInUseError, match=r"another study writes to this folder .* give another --output"):
+            Quick(study("one"), None, tmp_path).run([run])
+        other.kill()
+    assert Quick(study("one"), None, tmp_path).run([run]), "a killed study's lock is taken over"
+
+
+def test_the_end_of_a_study_is_the_end_of_its_runs(tmp_path: Path) -> None:
+    """Killed by SIGTERM it says how to go on and leaves no training behind."""
+    source = make_phantom(tmp_path / "source", kind="dense", shape=(24, 24, 16), cases={"training": 4, "validation": 1})
+    recipe = "{title: A, bundle: alc, measure: {section: validation, weights: model.pt}, reference: a, rows: {a: {}}}"
+    (tmp_path / "study.yaml").write_text(recipe)
+    command = [sys.executable, "-m", "common.evaluation.study", tmp_path / "study.yaml", "--dataset_dir", source]
+    command += ["--output", tmp_path / "out"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        log = tmp_path / "out" / "runs" / "a" / "seed_0" / "training.log"
+        for _ in range(600):
+            if log.exists() or process.poll() is not None:
+                break
+            time.sleep(0.1)
+        process.terminate()
+        shown, last = process.communicate(timeout=60)
+    assert (process.returncode, last) == (130, "\nStopped. The same command goes on from here.\n")
+    assert "a  running" in shown
+    lock = log.parent / "models" / "training.lock"
+    assert not lock.exists() or not Path(f"/proc/{json.loads(lock.read_text())['process']}").exists()
 
 
 def test_the_commands(tmp_path: Path) -> None:
