@@ -156,8 +156,8 @@ def test_the_end_of_a_study_is_the_end_of_its_runs(tmp_path: Path) -> None:
     source = make_phantom(tmp_path / "source", kind="dense", shape=(24, 24, 16), cases={"training": 4, "validation": 1})
     recipe = "{title: A, bundle: alc, measure: {section: validation, weights: model.pt}, reference: a, rows: {a: {}}}"
     (tmp_path / "study.yaml").write_text(recipe)
-    command = [sys.executable, "-m", "common.evaluation.study", tmp_path / "study.yaml", "--dataset_dir", source]
-    command += ["--output", tmp_path / "out"]
+    command = [sys.executable, "-m", "common.evaluation.study", str(tmp_path / "study.yaml")]
+    command += ["--dataset_dir", str(source), "--output", str(tmp_path / "out")]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         log = tmp_path / "out" / "runs" / "a" / "seed_0" / "training.log"
         for _ in range(600):
