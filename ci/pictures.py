@@ -152,6 +152,8 @@ def _answer(name: str, work: Path, ckpt_dir: str | None, settings: dict[str, int
     )
     files = {"image": image, "pred": work / "out" / case / f"{case}_pred.nii.gz"}
     files |= {key: phantom / record[key] for key in ("label", "scribble", "reference") if key in record}
+    if not {"label", "reference"} & set(files):  # nobody labelled it; the same image has its truth in the dense phantom
+        files["reference"] = make_phantom(work / "dense", "dense") / "labels" / f"{case}.nii.gz"
     found = {key: _read(path) for key, path in files.items()}
     found["true"] = found["reference"] if "reference" in found else found["label"]
     if "labels" in record:
