@@ -19,7 +19,7 @@ class LocalAffinity(NamedTuple):
     """Of every voxel, each (B, 1, H, W[, D]), float32 (float64 for float64 input).
 
     Attributes:
-        positive: a_pos, mean cosine with the neighbours whose label is the voxel's predicted class; 0 for none.
+        positive: a_pos, mean cosine with the neighbours of the voxel's class; 0 for none.
         negative: a_neg, mean cosine with the others; 0 for none.
         support: number of the former.
     """
@@ -31,20 +31,21 @@ class LocalAffinity(NamedTuple):
 
 @torch.no_grad()
 def local_affinity(
-    probabilities: torch.Tensor, predicted: torch.Tensor, labels: torch.Tensor, radius: int = 1, epsilon: float = 1e-8
+    probabilities: torch.Tensor, own: torch.Tensor, others: torch.Tensor, radius: int = 1, epsilon: float = 1e-8
 ) -> LocalAffinity:
     """Mean cosine of class vectors between a voxel and its neighbours of the same and of another class.
 
     Source: Eqs. 3 to 5 of Zhang et al., AffinityUMamba, MICCAI 2025. With c(j, i) = p_j . p_i / (|p_j| |p_i| + epsilon)
-    and m_pos(j, i) = [label at j = class predicted at i], over the window of i, its centre included as the paper's map
-    of 27 has it. Places outside the image are neither. No gradient: it marks labels.
+    and m_pos(j, i) = [class of j = class of i], over the window of i, its centre included as the paper's map of 27 has
+    it; one of the classes is a label, the other a prediction. Places outside the image are neither. No gradient: it
+    marks labels.
 
     A cosine serves both of its voxels, so half of the offsets are formed, block by block.
 
     Args:
         probabilities: (B, C, H, W[, D]); a vector of zeros has cosine 0.
-        predicted: (B, 1, H, W[, D]), classes, integer.
-        labels: the same for the labels; one below 0 belongs to no class.
+        own: (B, 1, H, W[, D]), class of each voxel as the centre of its window, integer.
+        others: the same of each voxel as a neighbour; one below 0 belongs to no class.
         radius: of the window, in voxels.
         epsilon: added to the product of norms.
 
@@ -57,34 +58,34 @@ def local_affinity(
         >>> found.positive.flatten().tolist(), found.negative.flatten().tolist(), found.support.flatten().tolist()
         ([0.5, 0.0], [0.0, 0.5], [2.0, 0.0])
     """
-    _check(probabilities, predicted=predicted, labels=labels)
+    _check(probabilities, own=own, others=others)
     values = probabilities.to(torch.float64 if probabilities.dtype is torch.float64 else torch.float32)
     sizes = window_sizes(values.shape[2:], radius, values)
     positive, negative, support = (torch.empty_like(values[:, :1]) for _ in range(3))
 
     def affinity(block: WindowBlock) -> None:
-        same, total, count = _sums(block, values, predicted, labels, epsilon)
+        same, total, count = _sums(block, values, own, others, epsilon)
         for sums, target in ((same, positive), (total.sub_(same), negative), (count, support)):
             block.write(sums, target)
         near = support[block.image, 0, block.planes]
-        others = sizes[block.planes] - near
+        far = sizes[block.planes] - near
         positive[block.image, 0, block.planes].div_(near.clamp_min(1))
         # the difference of two sums is not exactly 0 where no others are
-        negative[block.image, 0, block.planes].div_(others.clamp_min(1)).mul_(others > 0)
+        negative[block.image, 0, block.planes].div_(far.clamp_min(1)).mul_(far > 0)
 
     map_blocks(affinity, window_blocks(values, radius, _ELEMENTS), values.device)
     return LocalAffinity(positive, negative, support)
 
 
 def _sums(
-    block: WindowBlock, values: torch.Tensor, predicted: torch.Tensor, labels: torch.Tensor, epsilon: float
+    block: WindowBlock, values: torch.Tensor, own: torch.Tensor, others: torch.Tensor, epsilon: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Sum of cosines with neighbours of the class, with all neighbours, and number of the former: (1, length)."""
     padded = block.cut(values, 0.0)
     norms = padded.square().sum(0, keepdim=True).sqrt_()
-    classes = block.cut(labels.to(values.dtype), -1.0)
+    classes = block.cut(others.to(values.dtype), -1.0)
     centre = (0,) * len(block.shape)
-    own_class, own_norm = (block.at(block.cut(predicted.to(values.dtype), 0.0), centre), block.at(norms, centre))
+    own_class, own_norm = (block.at(block.cut(own.to(values.dtype), 0.0), centre), block.at(norms, centre))
     total = own_norm.square() / (own_norm.square() + epsilon)
     count = (block.at(classes, centre) == own_class).to(values.dtype)
     same = total * count
@@ -118,8 +119,7 @@ def noisy_labels(
     Args:
         affinities: one a decoder.
         rule: "union", as printed: of any decoder; "both": of every decoder.
-        require_support: at least one neighbour must carry the predicted class. Without, a_pos is 0 where none does,
-            and an isolated prediction marks the labels around it.
+        require_support: at least one neighbour must be of the voxel's class. Without, a_pos is 0 where none is.
 
     Returns:
         (B, 1, H, W[, D]), bool.

@@ -167,13 +167,13 @@ def test_nothing_to_sum_is_zero_with_a_gradient(case: str) -> None:
     ("change", "message"),
     [
         ({"radius": 0}, "radius"),
-        ({"labels": torch.zeros(2, 4, 4).long()}, "labels must have shape"),
-        ({"predicted": torch.zeros(2, 2, 4, 4).long()}, "predicted must have shape"),
-        ({"labels": torch.zeros(2, 1, 4, 4)}, "labels must be integers"),
+        ({"others": torch.zeros(2, 4, 4).long()}, "others must have shape"),
+        ({"own": torch.zeros(2, 2, 4, 4).long()}, "own must have shape"),
+        ({"others": torch.zeros(2, 1, 4, 4)}, "others must be integers"),
     ],
 )
 def test_what_does_not_fit_is_refused(change: dict[str, Any], message: str) -> None:
     labels = torch.zeros(2, 1, 4, 4).long()
-    arguments = {"probabilities": torch.ones(2, 2, 4, 4) / 2, "predicted": labels, "labels": labels, **change}
+    arguments = {"probabilities": torch.ones(2, 2, 4, 4) / 2, "own": labels, "others": labels, **change}
     with pytest.raises(ValueError, match=message):
         local_affinity(**arguments)

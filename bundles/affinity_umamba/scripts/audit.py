@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -49,34 +50,36 @@ def _both_probabilities(network: nn.Module, image: torch.Tensor) -> torch.Tensor
     return torch.cat([am.float().softmax(1), cnn.float().softmax(1)], dim=1)
 
 
-def local_affinity_suspicion(maps: np.ndarray, label: np.ndarray) -> np.ndarray:
+def local_affinity_suspicion(maps: np.ndarray, label: np.ndarray, centre: str) -> np.ndarray:
     """How much the local affinity of both decoders speaks against a label (Eqs. 3-5).
 
     Args:
         maps: (2 C, *S), probabilities of the Affinity-Mamba and of the CNN decoder.
         label: (*S), class numbers.
+        centre: see :func:`~.losses.affinity_of`.
 
     Returns:
         (*S), float32 in [0, 1]; above 1/2 where Eq. 5 finds the label noisy.
     """
     decoders = torch.from_numpy(maps)[None].chunk(2, dim=1)
-    found: np.ndarray = local_suspicion(decoders, torch.from_numpy(label)[None, None])[0, 0].numpy()
+    found: np.ndarray = local_suspicion(decoders, torch.from_numpy(label)[None, None], centre)[0, 0].numpy()
     return found
 
 
-SUSPICIONS = {"probability": suspicion, "local_affinity": local_affinity_suspicion}
+SUSPICIONS = ("probability", "local_affinity")
 
 
-def suspicion_by(name: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+def suspicion_by(name: str, centre: str = "label") -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """What the audit suspects labels by.
 
     Args:
         name: ``probability``, 1 - p(class of the label) by the decoder that ships; ``local_affinity``, which
             refines labels in training.
+        centre: of the latter, see :func:`~.losses.affinity_of`.
 
     Raises:
         ValueError: for another name.
     """
     if name not in SUSPICIONS:
         raise ValueError(f"suspicion must be one of {', '.join(SUSPICIONS)}, got {name!r}.")
-    return SUSPICIONS[name]
+    return suspicion if name == "probability" else partial(local_affinity_suspicion, centre=centre)

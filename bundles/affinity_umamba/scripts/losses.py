@@ -15,6 +15,8 @@ from common.ops.spread import local_spread
 
 #: labels of noisy voxels where the CNN is the surer decoder
 SURER_CNN = ("prediction", "label", "background")
+#: whose class a voxel's neighbours are held against in Eq. 4
+AFFINITY_CENTRES = ("label", "prediction")
 
 
 def entropy(probabilities: torch.Tensor) -> torch.Tensor:
@@ -33,21 +35,38 @@ def entropy(probabilities: torch.Tensor) -> torch.Tensor:
     return torch.special.entr(probabilities.float()).sum(1, keepdim=True)
 
 
-def affinity_of(probabilities: torch.Tensor, label: torch.Tensor) -> LocalAffinity:
+def affinity_of(probabilities: torch.Tensor, label: torch.Tensor, centre: str = "label") -> LocalAffinity:
     """Local affinity of one decoder's predictions with a label (Eqs. 3-5).
+
+    The text of Eq. 4 and its indices do not agree on which of the two classes is the voxel's and which its
+    neighbours'. With the voxel's ``label`` and the neighbours' predictions, a_pos is low where a voxel is unlike those
+    that the decoder gives the class of its label: the label is wrong. With the voxel's ``prediction`` and the
+    neighbours' labels, as the indices have it, a_pos is low where the prediction is the odd one.
 
     Args:
         probabilities: (B, C, *S).
         label: (B, 1, *S), class numbers.
+        centre: ``label`` or ``prediction``.
+
+    Raises:
+        ValueError: for another centre.
     """
-    return local_affinity(probabilities.float(), probabilities.argmax(1, keepdim=True), label.long())
+    if centre not in AFFINITY_CENTRES:
+        raise ValueError(f"affinity_centre must be one of {', '.join(AFFINITY_CENTRES)}, got {centre!r}.")
+    predicted = probabilities.argmax(1, keepdim=True)
+    classes = (label.long(), predicted) if centre == "label" else (predicted, label.long())
+    return local_affinity(probabilities.float(), *classes)
 
 
 @torch.no_grad()
 def suspicious_voxels(
-    decoders: Sequence[torch.Tensor], label: torch.Tensor, rule: str = "union", require_support: bool = False
+    decoders: Sequence[torch.Tensor],
+    label: torch.Tensor,
+    rule: str = "union",
+    require_support: bool = False,
+    centre: str = "label",
 ) -> torch.Tensor:
-    """y_noise: voxels that are unlike neighbours labelled with the predicted class and like the others (Eqs. 3-5).
+    """y_noise: voxels that are unlike neighbours of their class and like the others (Eqs. 3-5).
 
     Cosines are of probabilities: they lie in [0, 1], of which 1/2 is the middle, and do not change when a constant is
     added to the logits.
@@ -56,19 +75,20 @@ def suspicious_voxels(
         decoders: probabilities of each decoder, (B, C, *S).
         label: (B, 1, *S), class numbers.
         rule: ``union``, as printed: one decoder suffices; ``both``, as the text says.
-        require_support: a decoder suspects only voxels that have a neighbour with the predicted class.
+        require_support: a decoder suspects only voxels that have a neighbour of their class.
+        centre: whose class that is, see :func:`affinity_of`.
 
     Returns:
         (B, 1, *S), bool, without gradient.
 
     Raises:
-        ValueError: for another rule, or shapes that differ.
+        ValueError: for another rule or centre, or shapes that differ.
     """
-    return noisy_labels([affinity_of(probabilities, label) for probabilities in decoders], rule, require_support)
+    return noisy_labels([affinity_of(maps, label, centre) for maps in decoders], rule, require_support)
 
 
 @torch.no_grad()
-def local_suspicion(decoders: Sequence[torch.Tensor], label: torch.Tensor) -> torch.Tensor:
+def local_suspicion(decoders: Sequence[torch.Tensor], label: torch.Tensor, centre: str = "label") -> torch.Tensor:
     """How much local affinity speaks against a label: Eq. 5 without its thresholds.
 
     The larger over the decoders of min(1 - a_pos, a_neg): above 1/2 exactly where :func:`suspicious_voxels` finds the
@@ -77,11 +97,12 @@ def local_suspicion(decoders: Sequence[torch.Tensor], label: torch.Tensor) -> to
     Args:
         decoders: probabilities of each decoder, (B, C, *S).
         label: (B, 1, *S), class numbers.
+        centre: see :func:`affinity_of`.
 
     Returns:
         (B, 1, *S), in [0, 1], without gradient.
     """
-    found = [affinity_of(probabilities, label) for probabilities in decoders]
+    found = [affinity_of(maps, label, centre) for maps in decoders]
     return torch.stack([torch.minimum(1.0 - a.positive, a.negative) for a in found]).amax(0).clamp(0.0, 1.0)
 
 

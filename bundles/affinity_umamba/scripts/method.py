@@ -12,7 +12,7 @@ from common.settings import switch
 from common.training.losses import segmentation_loss
 from common.training.method import LossTerm, Method, MethodOutput, Progress
 
-from .losses import SURER_CNN, margin_loss, refine_labels, suspicious_voxels
+from .losses import AFFINITY_CENTRES, SURER_CNN, margin_loss, refine_labels, suspicious_voxels
 
 
 class AffinityUMamba(Method):
@@ -33,6 +33,7 @@ class AffinityUMamba(Method):
         lalr: refine labels; otherwise there is no supervision by refined ones and the affinity loss takes the labels.
         warm_up: share of the training before labels are refined, in [0, 1]: an untrained network that finds background
             everywhere would take the structures out of the labels.
+        affinity_centre: ``label`` or ``prediction``, see :func:`~.losses.affinity_of`.
         noise_rule: ``union`` or ``both`` of the decoders find a label noisy, see :func:`~.losses.suspicious_voxels`.
         require_support: see :func:`~.losses.suspicious_voxels`.
         surer_cnn: ``prediction``, ``label`` or ``background``, see :func:`~.losses.refine_labels`.
@@ -50,6 +51,7 @@ class AffinityUMamba(Method):
         affinity: float = 0.01,
         lalr: bool = True,
         warm_up: float = 0.1,
+        affinity_centre: str = "label",
         noise_rule: str = "union",
         require_support: bool = False,
         surer_cnn: str = "prediction",
@@ -61,12 +63,15 @@ class AffinityUMamba(Method):
                 raise ValueError(f"{name} is a weight, at least 0, got {weight}.")
         if not 0.0 <= warm_up <= 1.0:
             raise ValueError(f"warm_up must be in [0, 1], got {warm_up}.")
+        if affinity_centre not in AFFINITY_CENTRES:
+            raise ValueError(f"affinity_centre must be one of {', '.join(AFFINITY_CENTRES)}, got {affinity_centre!r}.")
         if noise_rule not in ("union", "both"):
             raise ValueError(f"noise_rule must be union or both, got {noise_rule!r}.")
         if surer_cnn not in SURER_CNN:
             raise ValueError(f"surer_cnn must be one of {', '.join(SURER_CNN)}, got {surer_cnn!r}.")
         self.refined, self.margin, self.affinity = refined, margin, affinity
         self.lalr, self.warm_up = switch(lalr, "lalr"), warm_up
+        self.affinity_centre = affinity_centre
         self.noise_rule, self.require_support = noise_rule, switch(require_support, "require_support")
         self.surer_cnn, self.printed_margin = surer_cnn, switch(printed_margin, "printed_margin")
         if self.lalr and not hasattr(network, "branches"):
@@ -111,7 +116,8 @@ class AffinityUMamba(Method):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Local affinity-guided label refinement (Eqs. 3-6) by logits (B, C, *S): refined (B, 1, *S), and monitors."""
         cnn, am = (logits.float().softmax(1) for logits in (cnn, am))
-        noisy = suspicious_voxels((cnn, am), label, self.noise_rule, self.require_support)  # Eqs. 3-5
+        rules = (self.noise_rule, self.require_support, self.affinity_centre)
+        noisy = suspicious_voxels((cnn, am), label, *rules)  # Eqs. 3-5
         refined = refine_labels(label, noisy, cnn, am, self.surer_cnn)  # Eq. 6
         changed = (refined != label).float().mean()
         return refined, {"changed_voxels": changed, "noisy_voxels": noisy.float().mean()}

@@ -12,7 +12,7 @@ from common.settings import AUDIT, COMMON, VOLUMES, CheckedSettings, Setting, Se
 from common.settings.setting import BadValueError
 
 from .audit import SUSPICIONS
-from .losses import SURER_CNN
+from .losses import AFFINITY_CENTRES, SURER_CNN
 
 
 @dataclass(frozen=True)
@@ -90,15 +90,16 @@ NETWORK = (
 METHOD = (
     Setting("lalr", "switch", "refine labels (Eqs. 3-6)"),
     Setting("warm_up", "number", "share of the training before labels are refined", least=0, most=1),
+    Setting("affinity_centre", "word", "whose class a voxel's neighbours are held against", choices=AFFINITY_CENTRES),
     Setting("noise_rule", "word", "decoders that must find a label noisy", choices=("union", "both")),
-    Setting("require_support", "switch", "suspect only voxels beside a label of the predicted class"),
+    Setting("require_support", "switch", "suspect only voxels that have a neighbour of their class"),
     Setting("surer_cnn", "word", "what a noisy voxel becomes where the CNN is surer", choices=SURER_CNN),
     Setting("refined", "number", "weight of the supervision by refined labels", least=0),
     Setting("margin", "number", "weight of the margin-based smoothing loss", least=0),
     Setting("printed_margin", "switch", "its margin as printed: wide at borders"),
     Setting("affinity", "number", "weight of the local affinity loss", least=0),
 )
-SUSPICION = (Setting("suspicion", "word", "what the audit suspects labels by", choices=tuple(SUSPICIONS)),)
+SUSPICION = (Setting("suspicion", "word", "what the audit suspects labels by", choices=SUSPICIONS),)
 SETTINGS = SettingsTable(
     COMMON, VOLUMES, PATCHES, NETWORK, METHOD, AUDIT, SUSPICION, checks=(_stages_match, _patch_fits_strides)
 )

@@ -73,7 +73,7 @@ def some_labels(classes: int, size: tuple[int, ...]) -> Tensor:
 # --- the paper by loops, each of one image: maps (C, *S), labels (*S)
 
 
-def naive_noise(decoders: list[Tensor], label: Tensor, rule: str, require_support: bool) -> Tensor:
+def naive_noise(decoders: list[Tensor], label: Tensor, rule: str, require_support: bool, centre: str) -> Tensor:
     """Eqs. 3-5."""
     size = tuple(label.shape)
     noise = torch.zeros(size, dtype=torch.bool)
@@ -81,13 +81,14 @@ def naive_noise(decoders: list[Tensor], label: Tensor, rule: str, require_suppor
         found = []
         for maps in decoders:
             own = vector(maps, i)
-            predicted = largest(own)
+            own_class = int(label[i]) if centre == "label" else largest(own)
             positive: list[float] = []
             negative: list[float] = []
             for j in window(i, size):
                 other = vector(maps, j)
                 cosine = dot(own, other) / (math.sqrt(dot(own, own)) * math.sqrt(dot(other, other)) + 1e-8)
-                (positive if int(label[j]) == predicted else negative).append(cosine)
+                other_class = largest(other) if centre == "label" else int(label[j])
+                (positive if other_class == own_class else negative).append(cosine)
             a_positive = sum(positive) / len(positive) if positive else 0.0
             a_negative = sum(negative) / len(negative) if negative else 0.0
             found.append(a_positive < 0.5 and a_negative > 0.5 and (bool(positive) or not require_support))
@@ -159,17 +160,20 @@ def naive_supervision(logits: Tensor, label: Tensor) -> float:
 @CASES
 @pytest.mark.parametrize("rule", ["union", "both"])
 @pytest.mark.parametrize("require_support", [False, True])
-def test_suspicious_voxels(classes: int, size: tuple[int, ...], rule: str, require_support: bool) -> None:
+@pytest.mark.parametrize("centre", ["label", "prediction"])
+def test_suspicious_voxels(classes: int, size: tuple[int, ...], rule: str, require_support: bool, centre: str) -> None:
     torch.manual_seed(classes)
     cnn, am = (some_logits(classes, size).softmax(1) for _ in range(2))
     label = some_labels(classes, size)
     label[0] = 0  # somewhere nobody carries the predicted class
-    found = suspicious_voxels([cnn, am], label, rule, require_support)
-    expected = [naive_noise([cnn[b], am[b]], label[b, 0], rule, require_support) for b in range(2)]
+    found = suspicious_voxels([cnn, am], label, rule, require_support, centre)
+    expected = [naive_noise([cnn[b], am[b]], label[b, 0], rule, require_support, centre) for b in range(2)]
     assert torch.equal(found[:, 0], torch.stack(expected))
     assert rule == "both" or require_support or found.any()
     if rule == "union" and not require_support:
-        assert torch.equal(local_suspicion([cnn, am], label) > 0.5, found), "the audit grades what training marks"
+        assert torch.equal(local_suspicion([cnn, am], label, centre) > 0.5, found), (
+            "the audit grades what training marks"
+        )
 
 
 @CASES
@@ -265,7 +269,7 @@ def test_total(classes: int, size: tuple[int, ...]) -> None:
     expected, changed = 0.0, 0
     for b in range(2):
         truth = label[b, 0]
-        noise = naive_noise([maps[0][b], maps[1][b]], truth, "union", False)
+        noise = naive_noise([maps[0][b], maps[1][b]], truth, "union", False, "label")
         refined = naive_refined(truth, noise, maps[0][b], maps[1][b], "prediction")
         changed += int((refined != truth).sum())
         expected += sum(naive_supervision(logits[b], truth) for logits in (cnn, am))

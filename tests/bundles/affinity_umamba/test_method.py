@@ -122,10 +122,23 @@ def test_an_error_at_a_border_is_taken_back() -> None:
     label = truth.clone()
     label[..., 3:6, 3:6] = 1  # grown outwards by more than a window
     logits = torch.cat([-6.0 * (2 * truth - 1), 6.0 * (2 * truth - 1)], dim=1).float()
-    refined, _ = make_method(dims=2).refine(logits, logits, label)
+    assert torch.equal(make_method(dims=2).refine(logits, logits, label)[0], truth)
     wrong = label != truth
-    # the middle has no neighbour with the predicted class: without support it is the one that is found
-    assert (refined == label)[~wrong].all() and (refined == truth)[..., 4, 4].all()
+    # by the predicted class of the centre two are found: no neighbour of theirs is labelled so
+    refined, _ = make_method(dims=2, affinity_centre="prediction").refine(logits, logits, label)
+    assert (refined == label)[~wrong].all() and ((refined == truth) & wrong).nonzero()[:, 2:].tolist() == [
+        [4, 4],
+        [4, 5],
+    ]
+    kept, _ = make_method(dims=2, affinity_centre="prediction", require_support=True).refine(logits, logits, label)
+    assert torch.equal(kept, label)
+
+
+def test_a_structure_that_a_network_does_not_find_yet_stays_where_support_is_asked_for() -> None:
+    label = torch.zeros(1, 1, 12, 12, dtype=torch.long)
+    label[..., 4:8, 4:8] = 1
+    logits = torch.tensor([6.0, -6.0]).reshape(1, 2, 1, 1).expand(1, 2, 12, 12)
+    assert not make_method(dims=2).refine(logits, logits, label)[0].any(), "all is background to it"
     kept, _ = make_method(dims=2, require_support=True).refine(logits, logits, label)
     assert torch.equal(kept, label)
 
@@ -180,6 +193,7 @@ def test_losses_are_single_precision_under_autocast(dtype: torch.dtype) -> None:
         ({"affinity": -0.1}, "affinity is a weight"),
         ({"warm_up": 1.5}, "warm_up must be in"),
         ({"noise_rule": "either"}, "noise_rule must be union or both"),
+        ({"affinity_centre": "both"}, "affinity_centre must be one of label, prediction"),
         ({"surer_cnn": "zero"}, "surer_cnn must be one of"),
         ({"lalr": "perhaps"}, "lalr must be true or false"),
     ],
