@@ -52,8 +52,8 @@ class AffinityUMamba(Method):
         lalr: bool = True,
         warm_up: float = 0.1,
         affinity_centre: str = "label",
-        noise_rule: str = "union",
-        require_support: bool = False,
+        noise_rule: str = "both",
+        require_support: bool = True,
         surer_cnn: str = "prediction",
         printed_margin: bool = False,
     ) -> None:

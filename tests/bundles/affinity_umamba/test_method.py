@@ -44,10 +44,14 @@ class TwoDecoders(nn.Module):
         return self.branches(image).am
 
 
+#: the rules that suspect most voxels, so that small batches have some
+WIDE: dict[str, Any] = {"noise_rule": "union", "require_support": False}
+
+
 def make_method(classes: int = 2, dims: int = 3, single: bool = False, **arguments: Any) -> AffinityUMamba:
     torch.manual_seed(1)
     network = SingleOutput(classes, dims) if single else TwoDecoders(classes, dims)
-    return AffinityUMamba(network, **arguments)
+    return AffinityUMamba(network, **(WIDE | arguments))
 
 
 def make_batch(classes: int = 2, dims: int = 3) -> dict[str, Tensor]:

@@ -52,7 +52,7 @@ def test_the_papers_numbers() -> None:
         "affinity": 0.01,
         "refined": 0.1,
     }
-    printed |= {"lalr": True, "iae": True, "pne": True, "noise_rule": "union"}
+    printed |= {"lalr": True, "iae": True, "pne": True}
     assert {key: config[key] for key in printed} == printed
     assert config["optimizer"]["_target_"] == "torch.optim.SGD"
 
