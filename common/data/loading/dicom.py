@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,9 +201,7 @@ def _series_names(root: Path, heads: dict[tuple[Path, str], Any]) -> dict[tuple[
     def plain(words: Iterable[str]) -> str:
         return re.sub(r"[^\w.-]+", "_", "_".join(words)).strip("_.") or "series"
 
-    alone: dict[Path, int] = defaultdict(int)
-    for folder, _ in heads:
-        alone[folder] += 1
+    alone = Counter(folder for folder, _ in heads)
     names: dict[tuple[Path, str], str] = {}
     for (folder, uid), head in heads.items():
         words = list(folder.relative_to(root).parts) or [folder.resolve().name]

@@ -14,7 +14,7 @@ from scipy.stats import permutation_test
 
 from ...files import atomic_path
 from ..metrics import METRICS, bootstrap_interval, read_rows, write_rows
-from ..metrics import Row as CaseRow
+from ..metrics.table import Row as CaseRow
 from ..samples import read_set_rows
 from .recipe import Run, Study
 
