@@ -53,7 +53,7 @@ class Setup(NamedTuple):
     settings: dict[str, Any]
 
 
-VOLUMES = {"patch_size": [16, 16, 16], "max_epochs": 4, "epoch_length": 20, "val_interval": 2}
+VOLUMES = {"patch_size": [16, 16, 16], "max_epochs": 15, "epoch_length": 20, "val_interval": 5}
 MULTICURE = {**VOLUMES, "base_filters": 4}
 ALC = {**VOLUMES, "network_def#base_filters": 4, "clean_per_batch": 2, "noisy_per_batch": 2}
 AMBISSL = {"slice_size": [32, 32], "max_epochs": 4, "epoch_length": 20, "val_interval": 2, "backbone": "resnet10"}
