@@ -87,7 +87,9 @@ def test_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ctrl_c_ends_with_one_line() -> None:
-    program = "import time\nfrom common.errors import short_last_words\nshort_last_words()\nprint('on', flush=True)\n"
+    # a job in the background of a shell is born deaf to SIGINT, and so are its tests
+    program = "import signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    program += "from common.errors import short_last_words\nshort_last_words()\nprint('on', flush=True)\n"
     words = [sys.executable, "-c", program + "time.sleep(60)"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "on\n"
