@@ -152,12 +152,12 @@ class Runner:
 
     def _recipe(self, run: Run) -> dict[str, Any]:
         configs = [run.row.configs / f"{name}.yaml" for name in ("train", *run.row.overlays, "evaluate")]
-        recipe: dict[str, Any] = {
-            "data": [*self._data_commands(run)],
+        recipe = {
+            "data": self._data_commands(run),
             "train": self._train(run),
             "evaluate": self._evaluate(run),
+            "configs": _digest([ConfigParser.load_config_file(path) for path in configs]),
         }
-        recipe["configs"] = _digest([ConfigParser.load_config_file(path) for path in configs])
         return recipe | ({"calibrate": self._calibrate(run)} if self.study.calibrate else {})
 
     def _work(self, run: Run, places: SimpleQueue[int]) -> None:
