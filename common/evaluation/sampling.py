@@ -144,7 +144,7 @@ class SplitSamplesd(MapTransform):
         for key in self.key_iterator(d):
             meta = d[key].meta
             answers = torch.as_tensor(d[key]).unflatten(0, (-1, self.num_classes))
-            classes = answers.argmax(1)
+            classes = answers.max(1).indices  # argmax, which takes ten times as long on a CPU
             d["sample_probabilities"] = answers
             d["samples"] = MetaTensor(classes.to(torch.uint8), meta=meta)
             differ = torch.from_numpy(pairs_that_differ(classes.cpu().numpy(), self.num_classes))

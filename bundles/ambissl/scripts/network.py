@@ -1,4 +1,4 @@
-"""The network that ships: U-Net, prior and a head of 1x1 convolutions that turns a latent code into an answer."""
+"""The network that ships: U-Net, prior and a head that turns a latent code into an answer."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch.nn import functional
 
 from common.training.runs import load_weights
 
+from .head import Head
 from .latents import FAMILIES, sample_latent
 
-_CONVOLUTIONS = 3  # of a block of the latent encoders, and hidden ones of the head
-_BLOCK = 2048  # pixels
+_CONVOLUTIONS = 3  # of a block of the latent encoders
 
 
 class LatentEncoder(nn.Module):
@@ -64,80 +64,6 @@ class LatentEncoder(nn.Module):
         mean, log_scale = answer.chunk(2, dim=1)
         # exp of more overflows, the known NaN of this family of networks
         return mean, log_scale.clamp(-10.0, 10.0)
-
-
-class Head(nn.Module):
-    """F^seg: three hidden 1x1 convolutions and the output, on features beside the latent code.
-
-    The first convolution of the concatenation (f, z) is W_f f + W_z z: its costly part is computed once for all
-    latent codes, and z needs no copy at each pixel.
-
-    Args:
-        spatial_dims: 2 or 3.
-        features: channels of the decoder.
-        latent_size: D.
-        width: channels of the hidden layers.
-        out_channels: classes, background included.
-
-    Shape:
-        features (B, features, H, W[, D]) and latent codes (B, n, D) to logits (B, n, out_channels, H, W[, D]).
-    """
-
-    def __init__(self, spatial_dims: int, features: int, latent_size: int, width: int, out_channels: int) -> None:
-        super().__init__()
-        convolution = Conv[Conv.CONV, spatial_dims]
-        self.features = convolution(features, width, 1)
-        self.latent = nn.Linear(latent_size, width, bias=False)
-        self.hidden = nn.ModuleList([convolution(width, width, 1) for _ in range(_CONVOLUTIONS - 1)])
-        self.output = convolution(width, out_channels, 1)
-        # orthogonal, the first layer as the one matrix that it is
-        first = nn.init.orthogonal_(torch.empty(width, features + latent_size))
-        with torch.no_grad():
-            self.features.weight.copy_(first[:, :features].reshape(self.features.weight.shape))
-            self.latent.weight.copy_(first[:, features:])
-        for layer in [*self.hidden, self.output]:
-            nn.init.orthogonal_(layer.weight)
-        for layer in [self.features, *self.hidden, self.output]:
-            nn.init.trunc_normal_(layer.bias, std=0.001)
-
-    def forward(self, features: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
-        """Logits for every latent code."""
-        if not torch.jit.is_scripting():  # noqa: SIM102 - what stands under this alone TorchScript does not compile
-            if _in_blocks(features):
-                return self._forward_in_blocks(features, latent)
-        images, count = latent.shape[:2]
-        per_pixel = self.features(features).unsqueeze(1)
-        per_sample = self.latent(latent)
-        for _ in range(features.ndim - 2):
-            per_sample = per_sample.unsqueeze(-1)
-        hidden = functional.relu(per_pixel + per_sample).flatten(0, 1)
-        for layer in self.hidden:
-            hidden = functional.relu(layer(hidden))
-        logits = self.output(hidden)
-        return logits.reshape([images, count] + list(logits.shape[1:]))
-
-    def _forward_in_blocks(self, features: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
-        """The same for some pixels at a time, whose hidden layers stay in the cache: on CPUs many times as fast."""
-        pixels = self.features(features).flatten(2).transpose(1, 2).contiguous()
-        codes, layers = self.latent(latent), [*self.hidden, self.output]
-        *matrices, last = [(layer.bias, layer.weight.flatten(1).t().contiguous()) for layer in layers]
-        logits = pixels.new_empty(*latent.shape[:2], pixels.shape[1], self.output.out_channels)
-        for image, of_image in enumerate(codes):
-            for start in range(0, pixels.shape[1], _BLOCK):
-                block = pixels[image, start : start + _BLOCK]
-                for number, code in enumerate(of_image):
-                    hidden = (block + code).relu_()
-                    for bias, matrix in matrices:
-                        hidden = torch.addmm(bias, hidden, matrix).relu_()
-                    answer = logits[image, number, start : start + _BLOCK]
-                    torch.addmm(last[0], hidden, last[1], out=answer)
-        return logits.transpose(2, 3).reshape(*latent.shape[:2], logits.shape[3], *features.shape[2:])
-
-
-def _in_blocks(features: torch.Tensor) -> bool:
-    """Whether nothing but the answer is wanted, on a CPU in float32."""
-    watched = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return not watched and features.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
 
 
 class ProbabilisticUNet(nn.Module):

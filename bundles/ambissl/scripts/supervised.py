@@ -194,7 +194,7 @@ def random_member(count: torch.Tensor) -> torch.Tensor:
 
 def neighbour_distance(samples: torch.Tensor) -> torch.Tensor:
     """Mean 1 - IoU of the foreground of samples (B, n, C, *S) i and i + 1; two empty ones do not differ."""
-    foreground = (samples.argmax(2) > 0).flatten(2)
+    foreground = (samples[:, :, 1:].amax(2) > samples[:, :, 0]).flatten(2)
     first, second = foreground[:, :-1], foreground[:, 1:]
     union = (first | second).sum(2)
     return 1.0 - ((first & second).sum(2) / union.clamp(min=1)).where(union > 0, 1.0).mean()

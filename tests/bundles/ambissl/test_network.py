@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import torch
 from monai.networks.nets import FlexibleUNet
-from torch import nn
 
 from bundles.ambissl.scripts.latents import laplace_noise
 from bundles.ambissl.scripts.method import AmbiSSL
-from bundles.ambissl.scripts.network import Head, LatentEncoder, PaddedShortcut, ProbabilisticUNet, with_backbone
+from bundles.ambissl.scripts.network import LatentEncoder, PaddedShortcut, ProbabilisticUNet, with_backbone
 
 from .small import small_network
 
@@ -44,34 +43,6 @@ def test_samples_equal_passes_one_by_one_and_run_the_backbone_once() -> None:
     assert len(passes) == 1
     for number in range(5):
         torch.testing.assert_close(together[:, number], network(image, latent[:, number]), rtol=1e-4, atol=1e-5)
-
-
-def test_head_is_that_of_the_concatenation() -> None:
-    """F^seg of the paper: the latent code repeated over all pixels, behind the features."""
-    head, features, latent = Head(2, 5, 3, 7, 2), torch.randn(2, 5, 4, 6), torch.randn(2, 1, 3)
-    first = nn.Conv2d(8, 7, 1)
-    assert first.bias is not None and head.features.bias is not None
-    with torch.no_grad():
-        first.weight.copy_(torch.cat((head.features.weight, head.latent.weight[..., None, None]), 1))
-        assert first.bias is not None
-        first.bias.copy_(head.features.bias)
-    hidden = first(torch.cat((features, latent[:, 0, :, None, None].expand(-1, -1, 4, 6)), 1)).relu()
-    for layer in head.hidden:
-        hidden = layer(hidden).relu()
-    torch.testing.assert_close(head(features, latent)[:, 0], head.output(hidden), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(("dims", "shape"), [(2, (70, 61)), (3, (17, 16, 19))])
-def test_head_in_blocks_gives_what_its_convolutions_give(dims: int, shape: tuple[int, ...]) -> None:
-    """Without a gradient the CPU's way is taken: more than one block, the last one not full."""
-    head, features, latent = Head(dims, 5, 3, 7, 4), torch.randn(2, 5, *shape), torch.randn(2, 6, 3)
-    expected = head(features, latent)
-    with torch.no_grad():
-        found = head(features, latent)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert head(features, latent).dtype == torch.bfloat16
-    assert found.shape == expected.shape == (2, 6, 4, *shape) and not found.requires_grad and expected.requires_grad
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_mean_answer_is_the_mean_over_fixed_codes() -> None:
