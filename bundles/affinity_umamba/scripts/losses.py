@@ -35,7 +35,7 @@ def entropy(probabilities: torch.Tensor) -> torch.Tensor:
     return torch.special.entr(probabilities.float()).sum(1, keepdim=True)
 
 
-def affinity_of(probabilities: torch.Tensor, label: torch.Tensor, centre: str = "label") -> LocalAffinity:
+def affinity_of(probabilities: torch.Tensor, label: torch.Tensor, centre: str) -> LocalAffinity:
     """Local affinity of one decoder's predictions with a label (Eqs. 3-5).
 
     The text of Eq. 4 and its indices do not agree on which of the two classes is the voxel's and which its
@@ -62,9 +62,9 @@ def affinity_of(probabilities: torch.Tensor, label: torch.Tensor, centre: str = 
 def suspicious_voxels(
     decoders: Sequence[torch.Tensor],
     label: torch.Tensor,
-    rule: str = "union",
-    require_support: bool = False,
-    centre: str = "label",
+    rule: str,
+    require_support: bool,
+    centre: str,
 ) -> torch.Tensor:
     """y_noise: voxels that are unlike neighbours of their class and like the others (Eqs. 3-5).
 
@@ -88,7 +88,7 @@ def suspicious_voxels(
 
 
 @torch.no_grad()
-def local_suspicion(decoders: Sequence[torch.Tensor], label: torch.Tensor, centre: str = "label") -> torch.Tensor:
+def local_suspicion(decoders: Sequence[torch.Tensor], label: torch.Tensor, centre: str) -> torch.Tensor:
     """How much local affinity speaks against a label: Eq. 5 without its thresholds.
 
     The larger over the decoders of min(1 - a_pos, a_neg): above 1/2 exactly where :func:`suspicious_voxels` finds the

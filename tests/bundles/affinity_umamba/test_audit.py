@@ -21,7 +21,7 @@ def test_maps_are_both_decoders_and_suspicion_is_that_of_training() -> None:
     torch.testing.assert_close(maps, torch.cat([am, cnn], 1))
     found = suspicion_by("local_affinity")(maps[0].numpy(), label[0, 0].numpy().astype("uint8"))
     assert found.min() >= 0.0 and found.max() <= 1.0
-    noisy = suspicious_voxels([cnn, am], label)[0, 0]
+    noisy = suspicious_voxels([cnn, am], label, "union", False, "label")[0, 0]
     assert noisy.any() and torch.equal(torch.from_numpy(found) > 0.5, noisy)
     plain = suspicion_by("probability")(maps[0].numpy(), label[0, 0].numpy().astype("uint8"))
     torch.testing.assert_close(torch.from_numpy(plain), 1 - am[0, 0])
