@@ -22,7 +22,7 @@ from .steps import PROGRESS, compare, shipped_step
 DEVICE = torch.device("cpu")
 
 
-def main(side: int = 64, images: int = 4, raters: int = 5, steps: int = 5) -> None:
+def main(side: int = 64, images: int = 6, raters: int = 5, steps: int = 5) -> None:
     """Print the table.
 
     Args:

@@ -1,4 +1,4 @@
-"""What training does to the set of answers: they stay apart, and the posterior's code tells them apart. Minutes."""
+"""What training does to the set of answers: they stay apart, and go by the latent code. Minutes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from monai.bundle import ConfigParser
 
 from bundles.ambissl.scripts.supervised import Branch
 from common.evaluation.samples import set_measures
-from tests.bundles.conftest import SMALL_NETWORKS, Bundle
+from tests.bundles.conftest import Bundle
 
 pytestmark = pytest.mark.slow
 SAMPLES = 16
 
 
 class Trained(NamedTuple):
-    """A method after a short training on the phantom, and a batch of it."""
+    """A method after its training on the phantom, and a batch of it."""
 
     method: Any
     batch: dict[str, torch.Tensor]
@@ -28,10 +28,9 @@ class Trained(NamedTuple):
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     bundle = Bundle("ambissl", tmp_path_factory.mktemp("ambissl"))
     config = ConfigParser(bundle.load("train"))
-    config.update(SMALL_NETWORKS["scripts.network.ProbabilisticUNet"])
-    # the phantom itself: the small one of the other tests is too easy to disagree about
+    # as it is typed: networks smaller or trained for less do not find the structures that raters disagree about
     config.update(phantom_folders(tmp_path_factory.mktemp("run")))
-    config.update({"device": "$torch.device('cpu')", "precision": "float32", "max_epochs": 6, "val_interval": 6})
+    config.update({"device": "$torch.device('cpu')", "precision": "float32", "val_interval": 10})
     with bundle.imported():
         for line in (*config.get_parsed_content("initialize"), config.get_parsed_content("settings")):
             assert line is not False
@@ -70,15 +69,18 @@ def test_answers_of_one_image_do_not_collapse(trained: Trained) -> None:
 
 
 @torch.no_grad()
-def test_the_code_of_other_masks_gives_another_answer(trained: Trained) -> None:
+def test_codes_of_other_images_give_other_answers(trained: Trained) -> None:
+    """Codes drawn from the posterior, then shuffled over the images: decoder and head go by them."""
     method, data = trained.method, trained.method.labelled(trained.batch)
     posterior = method.encode_set(*data)
+    noise = torch.randn(len(data.image), SAMPLES, method.network.latent_size, generator=torch.manual_seed(0))
+    codes = posterior.sample(noise, "normal")
     features = method.network.decode(method.network.encode(data.image))
-    masks = [
-        method.answers(Branch(features, method.network.head), mean[:, None], data.image)[:, 0].argmax(1)
-        for mean in (posterior.mean, posterior.mean.roll(1, 0))
-    ]
-    changed = (masks[0] != masks[1]).float().mean().item()
-    structures = (masks[0] > 0).float().mean().item()
-    print(f"voxels changed by another image's code: {changed:.4f} of the image, structures {structures:.3f}")
-    assert changed > 0.001
+    own, others = (
+        method.answers(Branch(features, method.network.head), each, data.image).argmax(2)
+        for each in (codes, codes.roll(1, 0))
+    )
+    changed = (own != others).float().mean().item()
+    structures = (own > 0).float().mean().item()
+    print(f"voxels changed by another image's codes: {changed:.4f} of the image, structures {structures:.4f}")
+    assert changed > 0.05 * structures
