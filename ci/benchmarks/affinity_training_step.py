@@ -21,7 +21,7 @@ from common.networks import mamba
 from common.ops.affinity import LocalAffinity
 from common.training.precision import resolve_precision
 
-from .steps import PROGRESS, Step, compare, shipped_step
+from .steps import PROGRESS, Step, check_losses, compare, shipped_step
 from .windows import unfolded_affinity, unfolded_bilateral, unfolded_gate, unfolded_loss, unfolded_spread
 
 
@@ -59,7 +59,7 @@ def main(
         totals = [float(shipped(batch, PROGRESS).total)]
         with _plain_operators():
             totals.append(float(plain(batch, PROGRESS).total))
-    print(f"loss of the first step {totals[0]:.6f} as shipped, {totals[1]:.6f} plain")
+    check_losses(*totals)
     compare(shipped_step(shipped, batch, dtype), _plain_step(plain, batch), steps, target)
 
 
@@ -97,9 +97,8 @@ def _plain_operators() -> Iterator[None]:
 
 
 @torch.no_grad()
-def _local_affinity(probabilities: torch.Tensor, predicted: torch.Tensor, labels: torch.Tensor) -> LocalAffinity:
-    positive, negative = unfolded_affinity(probabilities, predicted, labels).chunk(2, dim=1)
-    return LocalAffinity(positive, negative, torch.ones_like(positive))
+def _local_affinity(probabilities: torch.Tensor, own: torch.Tensor, others: torch.Tensor) -> LocalAffinity:
+    return LocalAffinity(*unfolded_affinity(probabilities, own, others).chunk(3, dim=1))
 
 
 def _sequential_scan(

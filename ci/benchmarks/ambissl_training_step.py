@@ -17,7 +17,7 @@ from bundles.ambissl.scripts.method import AmbiSSL
 from bundles.ambissl.scripts.network import ProbabilisticUNet
 
 from .ambissl_sampling import SETTINGS
-from .steps import PROGRESS, compare, shipped_step
+from .steps import PROGRESS, check_losses, compare, shipped_step
 
 DEVICE = torch.device("cpu")
 
@@ -47,7 +47,7 @@ def main(side: int = 64, images: int = 6, raters: int = 5, steps: int = 5) -> No
         torch.manual_seed(1)
         with _convolutions():
             totals.append(float(plain(batch, PROGRESS).total))
-    print(f"loss of the first step {totals[0]:.6f} as shipped, {totals[1]:.6f} plain")
+    check_losses(*totals)
     plain_step = shipped_step(plain, batch, torch.float32)
 
     def with_convolutions() -> None:

@@ -51,6 +51,17 @@ def segmentation_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tenso
     return 0.5 * (torch.nn.functional.cross_entropy(logits, target[:, 0]) + dice.mean())
 
 
+def check_losses(shipped: float, plain: float) -> None:
+    """Print the losses of the first steps.
+
+    Raises:
+        RuntimeError: when they differ by more than a thousandth: the steps do not do the same, their times say nothing.
+    """
+    print(f"loss of the first step {shipped:.6f} as shipped, {plain:.6f} plain")
+    if abs(shipped - plain) > 1e-3 * abs(plain):
+        raise RuntimeError("The two steps do not compute the same loss.")
+
+
 def compare(shipped: Step, plain: Step, steps: int, device: torch.device) -> None:
     """Print seconds of both kinds of step and their ratio.
 

@@ -133,9 +133,9 @@ def _cases(channels: int, classes: int, device: torch.device) -> dict[str, Case]
         probabilities, labels = labelled(channels, size)
         return probabilities, probabilities.argmax(1, keepdim=True), labels
 
-    def affinity(probabilities: torch.Tensor, predicted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        found = local_affinity(probabilities, predicted, labels)
-        return torch.cat([found.positive, found.negative], dim=1)
+    def affinity(probabilities: torch.Tensor, own: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        found = local_affinity(probabilities, own, others)
+        return torch.cat([found.positive, found.negative, found.support], dim=1)
 
     return {
         "affinity": Case(affinity, unfolded_affinity, vectors, False),
@@ -164,15 +164,16 @@ def _inside(values: torch.Tensor, side: int = 3) -> torch.Tensor:
     return _windows(torch.ones_like(values[:, :1]), side)
 
 
-def unfolded_affinity(probabilities: torch.Tensor, predicted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Eqs. 3 to 5."""
+def unfolded_affinity(probabilities: torch.Tensor, own: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Eqs. 3 to 5: positive and negative mean, and how many neighbours the former is of."""
     near, centre = _windows(probabilities), probabilities[..., None]
     cosine = (near * centre).sum(1, keepdim=True) / (
         near.norm(dim=1, keepdim=True) * centre.norm(dim=1, keepdim=True) + 1e-8
     )
-    positive = (_windows(labels.float(), outside=-1.0) == predicted[..., None]).float()
+    positive = (_windows(others.float(), outside=-1.0) == own[..., None]).float()
     negative = (1 - positive) * _inside(probabilities)
-    return torch.cat([(cosine * m).sum(-1) / m.sum(-1).clamp_min(1) for m in (positive, negative)], dim=1)
+    means = [(cosine * m).sum(-1) / m.sum(-1).clamp_min(1) for m in (positive, negative)]
+    return torch.cat([*means, positive.sum(-1)], dim=1)
 
 
 def unfolded_gate(features: torch.Tensor, guide: torch.Tensor) -> torch.Tensor:
