@@ -114,13 +114,14 @@ def main(*names: str, ckpt_dir: str | None = None, full: bool = False) -> None:
 
 
 def _caption(name: str, settings: dict[str, int]) -> str:
-    """Picture and caption as they stand in the bundle's docs."""
+    """Picture and caption as they stand in the bundle's docs; no settings: the training was not shortened."""
     alt, text = CAPTIONS[name]
     config = yaml.safe_load((ROOT / "bundles" / name / "configs" / "train.yaml").read_text())
     told = {key: value for key, value in settings.items() if key != "val_interval"}  # which changes no step
     how = ", ".join(f"{key} {value} in the place of {config[key]}" for key, value in told.items())
     how = f"Shortened training ({how}): " if told else ""
-    return f"![{alt}](example.png)\n\n{text}\n{how}`python -m ci.pictures {name}`."
+    full = "" if settings else " --full"
+    return f"![{alt}](example.png)\n\n{text}\n{how}`python -m ci.pictures {name}{full}`."
 
 
 def _write_block(page: Path, text: str, before: str) -> None:

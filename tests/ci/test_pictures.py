@@ -78,5 +78,6 @@ def test_the_caption_is_written_once_and_says_how_the_training_was_shortened(tmp
     assert text.count("(example.png)") == 1 and text.index("example.png") < text.index("## Model overview")
     assert "Shortened" not in text and text.startswith("# Toy\n\nWords.\n\n<!-- picture -->")
     assert "Shortened training (max_epochs 3 in the place of 20): `" in pictures._caption("alc", {"max_epochs": 3})
+    assert pictures._caption("alc", {}).endswith("`python -m ci.pictures alc --full`.")
     with pytest.raises(SystemExit, match="has no heading '## Nothing'"):
         pictures._write_block(page, "x", before="## Nothing")
