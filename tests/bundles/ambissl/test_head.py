@@ -19,6 +19,7 @@ def _concatenated(head: Head, features: torch.Tensor, latent: torch.Tensor) -> t
         hidden = torch.cat((features, repeated)).flatten(1)
         hidden = (first @ hidden + head.features.bias[:, None]).relu()
         for layer in head.hidden:
+            assert isinstance(layer, nn.Conv2d | nn.Conv3d) and layer.bias is not None
             hidden = (layer.weight.flatten(1) @ hidden + layer.bias[:, None]).relu()
         answers.append(head.output.weight.flatten(1) @ hidden + head.output.bias[:, None])
     return torch.stack(answers).unflatten(2, features.shape[1:])
@@ -48,12 +49,23 @@ def test_values_and_gradients_are_those_of_the_concatenation(
     torch.testing.assert_close(gradients, torch.autograd.grad((expected * weights).sum(), wanted))
 
 
-def test_streaming_and_convolutions_are_equal(monkeypatch: pytest.MonkeyPatch) -> None:
-    head, features, latent = Head(2, 5, 3, 7, 4), torch.randn(2, 5, 20, 30), torch.randn(2, 6, 3)
+@pytest.mark.parametrize(("dims", "shape"), [(2, (70, 61)), (3, (17, 16, 19))])
+def test_streaming_and_convolutions_are_equal(
+    dims: int, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a gradient and without: more than one block, the last one not full."""
+    head, features, latent = Head(dims, 5, 3, 7, 4), torch.randn(2, 5, *shape), torch.randn(2, 6, 3)
     streamed = head(features, latent)
     assert type(streamed.grad_fn.next_functions[0][0]).__name__ == "_StreamBackward"
+    with torch.no_grad():
+        found = head(features, latent)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert head(features, latent).dtype == torch.bfloat16
     monkeypatch.setattr(module, "_streams", lambda _: False)
-    torch.testing.assert_close(streamed, head(features, latent), rtol=1e-5, atol=1e-6)
+    expected = head(features, latent)
+    assert found.shape == expected.shape == (2, 6, 4, *shape) and not found.requires_grad and expected.requires_grad
+    for values in (streamed, found):
+        torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_half_precision_and_tracing_take_the_convolutions() -> None:
