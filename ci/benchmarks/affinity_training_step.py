@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
 from unittest import mock
 
 import fire
@@ -21,7 +20,7 @@ from common.networks import mamba
 from common.ops.affinity import LocalAffinity
 from common.training.precision import resolve_precision
 
-from .steps import PROGRESS, Step, check_losses, compare, shipped_step
+from .steps import check_losses, compare, inside, shipped_step
 from .windows import unfolded_affinity, unfolded_bilateral, unfolded_gate, unfolded_loss, unfolded_spread
 
 
@@ -55,12 +54,9 @@ def main(
     shipped, plain = (_method(classes, mamba_levels).to(target) for _ in range(2))
     print(f"{target}, torch {torch.__version__}, {torch.get_num_threads()} threads, {dtype} as shipped")
     print(f"{batch_size} patches of {size}^3, {classes} classes, Mamba at levels {list(mamba_levels)}")
-    with torch.no_grad():
-        totals = [float(shipped(batch, PROGRESS).total)]
-        with _plain_operators():
-            totals.append(float(plain(batch, PROGRESS).total))
-    check_losses(*totals)
-    compare(shipped_step(shipped, batch, dtype), _plain_step(plain, batch), steps, target)
+    check_losses(shipped, plain, batch, _plain_operators)
+    plain_step = inside(_plain_operators, shipped_step(plain, batch, torch.float32))
+    compare(shipped_step(shipped, batch, dtype), plain_step, steps, target)
 
 
 def _method(classes: int, levels: tuple[int, ...]) -> method.AffinityUMamba:
@@ -68,16 +64,6 @@ def _method(classes: int, levels: tuple[int, ...]) -> method.AffinityUMamba:
     return method.AffinityUMamba(
         network.AffinityUMamba(3, 1, classes, filters=[16, 32, 64, 128], mamba_levels=list(levels))
     )
-
-
-def _plain_step(plain: method.AffinityUMamba, batch: dict[str, Any]) -> Step:
-    taken = shipped_step(plain, batch, torch.float32)
-
-    def step() -> None:
-        with _plain_operators():
-            taken()
-
-    return step
 
 
 @contextlib.contextmanager

@@ -17,9 +17,7 @@ from bundles.ambissl.scripts.method import AmbiSSL
 from bundles.ambissl.scripts.network import ProbabilisticUNet
 
 from .ambissl_sampling import SETTINGS
-from .steps import PROGRESS, check_losses, compare, shipped_step
-
-DEVICE = torch.device("cpu")
+from .steps import check_losses, compare, inside, shipped_step
 
 
 def main(side: int = 64, images: int = 6, raters: int = 5, steps: int = 5) -> None:
@@ -41,20 +39,9 @@ def main(side: int = 64, images: int = 6, raters: int = 5, steps: int = 5) -> No
     shipped, plain = _method(raters), _method(raters)
     print(f"cpu, torch {torch.__version__}, {torch.get_num_threads()} threads, float32")
     print(f"{images} + {images} slices of {side} x {side}, {raters} raters")
-    with torch.no_grad():
-        torch.manual_seed(1)
-        totals = [float(shipped(batch, PROGRESS).total)]
-        torch.manual_seed(1)
-        with _convolutions():
-            totals.append(float(plain(batch, PROGRESS).total))
-    check_losses(*totals)
-    plain_step = shipped_step(plain, batch, torch.float32)
-
-    def with_convolutions() -> None:
-        with _convolutions():
-            plain_step()
-
-    compare(shipped_step(shipped, batch, torch.float32), with_convolutions, steps, DEVICE)
+    check_losses(shipped, plain, batch, _convolutions)
+    plain_step = inside(_convolutions, shipped_step(plain, batch, torch.float32))
+    compare(shipped_step(shipped, batch, torch.float32), plain_step, steps, torch.device("cpu"))
 
 
 def _method(raters: int) -> AmbiSSL:

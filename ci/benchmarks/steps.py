@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -51,14 +52,32 @@ def segmentation_loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tenso
     return 0.5 * (torch.nn.functional.cross_entropy(logits, target[:, 0]) + dice.mean())
 
 
-def check_losses(shipped: float, plain: float) -> None:
-    """Print the losses of the first steps.
+def inside(context: Callable[[], AbstractContextManager[object]], step: Step) -> Step:
+    """The step in a context of its own, such as operators that are replaced."""
+
+    def run() -> None:
+        with context():
+            step()
+
+    return run
+
+
+@torch.no_grad()
+def check_losses(
+    shipped: Method, plain: Method, batch: dict[str, Any], context: Callable[[], AbstractContextManager[object]]
+) -> None:
+    """Print the losses of the first steps, that of ``plain`` inside ``context``, both with the same random numbers.
 
     Raises:
         RuntimeError: when they differ by more than a thousandth: the steps do not do the same, their times say nothing.
     """
-    print(f"loss of the first step {shipped:.6f} as shipped, {plain:.6f} plain")
-    if abs(shipped - plain) > 1e-3 * abs(plain):
+    totals = []
+    for method, around in ((shipped, nullcontext), (plain, context)):
+        torch.manual_seed(1)
+        with around():
+            totals.append(float(method(batch, PROGRESS).total))
+    print(f"loss of the first step {totals[0]:.6f} as shipped, {totals[1]:.6f} plain")
+    if abs(totals[0] - totals[1]) > 1e-3 * abs(totals[1]):
         raise RuntimeError("The two steps do not compute the same loss.")
 
 

@@ -23,6 +23,7 @@ from ..data.loading.temperature import LEAST_PROBABILITY, Temperatures, Weights
 from ..data.loading.transforms import SaveNiftid
 from ..errors import ExpectedError
 from ..files import CALIBRATION_FILE, file_digest
+from ..ops.likeliest import likeliest
 from .calibration import foreground_voxels
 from .evaluators import CaseEvaluator
 
@@ -124,7 +125,7 @@ class Calibrator:
         logarithms, labels, counts = self._voxels()
         single = fit_temperature(logarithms, labels, counts)
         temperatures = torch.full((logarithms.shape[1],), single, dtype=torch.float64)
-        predicted = logarithms.argmax(1)
+        predicted = likeliest(logarithms, 1)
         for number in range(1, len(temperatures)) if self.per_class else ():
             own = predicted == number
             if own.sum() >= LEAST_VOXELS:

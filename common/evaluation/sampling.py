@@ -25,6 +25,7 @@ from ..data.contract.names import case_name
 from ..data.loading.components import LargestComponentd
 from ..data.loading.temperature import Weights
 from ..data.loading.transforms import SaveNiftid, SegmentationAndUncertaintyd
+from ..ops.likeliest import likeliest
 from .ambiguity import AMBIGUITY_FILE, ambiguity_row, ambiguity_summary, pairs_that_differ, write_ambiguity
 from .consensus import CONSENSUS, StapleConsensusd
 from .samples import set_measures, set_rows, write_set_rows
@@ -144,7 +145,7 @@ class SplitSamplesd(MapTransform):
         for key in self.key_iterator(d):
             meta = d[key].meta
             answers = torch.as_tensor(d[key]).unflatten(0, (-1, self.num_classes))
-            classes = answers.max(1).indices  # argmax, which takes ten times as long on a CPU
+            classes = likeliest(answers, 1)
             d["sample_probabilities"] = answers
             d["samples"] = MetaTensor(classes.to(torch.uint8), meta=meta)
             differ = torch.from_numpy(pairs_that_differ(classes.cpu().numpy(), self.num_classes))

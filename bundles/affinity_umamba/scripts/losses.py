@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from common.ops.affinity import LocalAffinity, local_affinity, noisy_labels
+from common.ops.likeliest import likeliest
 from common.ops.spread import local_spread
 
 #: labels of noisy voxels where the CNN is the surer decoder
@@ -53,7 +54,7 @@ def affinity_of(probabilities: torch.Tensor, label: torch.Tensor, centre: str) -
     """
     if centre not in AFFINITY_CENTRES:
         raise ValueError(f"affinity_centre must be one of {', '.join(AFFINITY_CENTRES)}, got {centre!r}.")
-    predicted = probabilities.argmax(1, keepdim=True)
+    predicted = likeliest(probabilities, 1, keepdim=True)
     classes = (label.long(), predicted) if centre == "label" else (predicted, label.long())
     return local_affinity(probabilities.float(), *classes)
 
@@ -137,13 +138,13 @@ def refine_labels(
     """
     label = label.long()
     others = {
-        "prediction": lambda: cnn.argmax(1, keepdim=True),
+        "prediction": lambda: likeliest(cnn, 1, keepdim=True),
         "label": lambda: label,
         "background": lambda: torch.zeros_like(label),
     }
     if surer_cnn not in others:
         raise ValueError(f"surer_cnn must be one of {', '.join(SURER_CNN)}, got {surer_cnn!r}.")
-    corrected = torch.where(entropy(cnn) > entropy(am), am.argmax(1, keepdim=True), others[surer_cnn]())
+    corrected = torch.where(entropy(cnn) > entropy(am), likeliest(am, 1, keepdim=True), others[surer_cnn]())
     return torch.where(noisy, corrected, label)
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from common.ops.likeliest import likeliest
+
 
 def mean_probability(passes: torch.Tensor) -> torch.Tensor:
     """Mean teacher probability (Eq. 4).
@@ -64,7 +66,7 @@ def refine_labels(passes: torch.Tensor) -> torch.Tensor:
         1
     """
     weights = torch.softmax(-kl_uncertainty(passes), dim=0)
-    return (weights.unsqueeze(2) * passes).sum(0).argmax(1, keepdim=True)
+    return likeliest((weights.unsqueeze(2) * passes).sum(0), 1, keepdim=True)
 
 
 def sample_uncertainty(passes: torch.Tensor) -> torch.Tensor:

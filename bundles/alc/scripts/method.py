@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from common.ops.likeliest import likeliest
 from common.settings import switch
 from common.training.losses import mean_segmentation_loss
 from common.training.method import LossTerm, Method, MethodOutput, Progress
@@ -104,7 +105,7 @@ class AdaptiveLabelCorrection(Method):
             nothing = logits.sum() * 0.0
             return {"refined": nothing, "noisy": nothing, "consistency": nothing}, {}
         passes = self.teacher.passes(image, self.passes)  # Eq. 3
-        refined = refine_labels(passes) if self.refine else passes[0].argmax(1, keepdim=True)  # Eqs. 4-6
+        refined = refine_labels(passes) if self.refine else likeliest(passes[0], 1, keepdim=True)  # Eqs. 4-6
         uncertainty = sample_uncertainty(passes)  # Eq. 7
         selected = select_most_certain(uncertainty, int(self.selected_fraction * len(image) + 0.5))
         terms = {

@@ -15,6 +15,7 @@ from monai.transforms import Compose, RandCropByPosNegLabeld
 
 from common.evaluation.metrics import Row, write_rows
 from common.files import atomic_path
+from common.ops.likeliest import likeliest
 from common.training.runs import is_first_rank
 
 from .losses import refine_labels
@@ -89,7 +90,7 @@ class PseudoLabelQuality:
             torch.manual_seed(self.seed)
             for image in self.patches["image"].split(4):
                 passes = self.method.teacher.passes(image.to(device), max(self.method.passes, 2))
-                plain.append(passes[0].argmax(1, keepdim=True).cpu())
+                plain.append(likeliest(passes[0], 1, keepdim=True).cpu())
                 refined.append(refine_labels(passes).cpu())
         truth, classes = self.patches["reference"], passes.shape[2]
         measured = {"given": self.patches["label"], "plain": torch.cat(plain), "refined": torch.cat(refined)}

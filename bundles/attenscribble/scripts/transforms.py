@@ -14,6 +14,7 @@ import torch
 from monai.transforms import LoadImage, Transform
 
 from common.data.contract.records import SCRIBBLE_UNLABELLED
+from common.ops.likeliest import likeliest
 
 OUTSIDE, UNLABELLED, FIRST_CLASS = 0, 1, 2
 
@@ -76,6 +77,6 @@ class LabelledOnlyd(Transform):
         """Set both to background where nothing is labelled."""
         d = dict(data)
         labelled = d["label"] >= FIRST_CLASS
-        d["pred"] = d["pred"].argmax(0, keepdim=True) * labelled
+        d["pred"] = likeliest(d["pred"], 0, keepdim=True) * labelled
         d["label"] = (d["label"].long() - FIRST_CLASS) * labelled
         return d

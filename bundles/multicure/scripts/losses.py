@@ -15,6 +15,7 @@ from torch import distributed
 from torch.nn import functional
 
 from common.ops.autocast import no_autocast
+from common.ops.likeliest import likeliest
 
 _DICE = DiceLoss(reduction="none")
 _ABSENT = -1e4  # similarity over temperature of a class that has no prototype
@@ -70,7 +71,7 @@ def xor_regularisation(first: torch.Tensor, second: torch.Tensor, confident: tor
         >>> round(xor_regularisation(first, second, torch.ones(1, 1, 1, 2, dtype=torch.bool)).item(), 4)
         0.7
     """
-    differ = (first.argmax(1) != second.argmax(1)) & confident[:, 0]
+    differ = (likeliest(first, 1) != likeliest(second, 1)) & confident[:, 0]
     distance = 0.5 * (first - second).abs().sum(1)
     return _mean_where(distance.flatten(), differ.flatten(), dim=0)
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from common.ops.likeliest import likeliest
 from common.settings import switch
 from common.training.losses import mean_segmentation_loss
 from common.training.method import LossTerm, Method, MethodOutput, Progress
@@ -195,7 +196,7 @@ class MultiCURE(Method):
     def _monitors(self, outputs: Branches) -> dict[str, torch.Tensor]:
         """Shares of all voxels: where the predictive network is not confident, where the two networks differ."""
         predicted, confident = self._confident(outputs.predictive)
-        differ = predicted != outputs.auxiliary.argmax(1, keepdim=True)
+        differ = predicted != likeliest(outputs.auxiliary, 1, keepdim=True)
         return {"uncertain": 1.0 - confident.float().mean(), "disagreement": differ.float().mean()}
 
 

@@ -12,6 +12,7 @@ from monai.data import MetaTensor, NibabelWriter
 from monai.transforms import MapTransform, SaveImaged, Spacingd, Transform
 
 from ...files import atomic_path
+from ...ops.likeliest import likeliest
 from ..contract.records import is_kind
 from .temperature import Weights, read_temperatures, temper
 
@@ -73,8 +74,7 @@ class SegmentationAndUncertaintyd(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             probabilities = d[key]
-            # argmax, which takes ten times as long on a CPU
-            d[key] = probabilities.max(0, keepdim=True).indices.to(torch.uint8)
+            d[key] = likeliest(probabilities, 0, keepdim=True).to(torch.uint8)
             if self.temperatures is not None:
                 d["uncalibrated"] = probabilities
                 probabilities = temper(probabilities, self.temperatures.applied)
