@@ -15,8 +15,10 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,18 +123,19 @@ class Trial:
             for section in ("training", "validation"):
                 content[section] = [_as_rater(record) for record in content[section]]
         (self.data / f"{name}.json").write_text(json.dumps(content))
-        monai.bundle.run(
-            run_id="training",
-            config_file=str(self.root / "configs" / "train.yaml"),
-            logging_file=False,
-            ckpt_dir=str(self.folder / name / "models"),
-            output_dir=str(self.folder / name / "eval"),
-            dataset_dir=str(self.data),
-            datalist=f"{name}.json",
-            seed=self.seed,
-            precision="float32",
-            **self.setup.settings,
-        )
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # progress bars
+            monai.bundle.run(
+                run_id="training",
+                config_file=str(self.root / "configs" / "train.yaml"),
+                logging_file=False,
+                ckpt_dir=str(self.folder / name / "models"),
+                output_dir=str(self.folder / name / "eval"),
+                dataset_dir=str(self.data),
+                datalist=f"{name}.json",
+                seed=self.seed,
+                precision="float32",
+                **self.setup.settings,
+            )
         return self._dice(self._inference(name))
 
     def _parser(self, name: str, **changes: Any) -> ConfigParser:
@@ -251,8 +254,10 @@ def main() -> None:
         for seed in arguments.seeds:
             kept = arguments.output / bundle / f"seed_{seed}.json"
             if not kept.is_file():
+                started = time.perf_counter()
                 with tempfile.TemporaryDirectory(prefix="active-") as folder:
                     row = Trial(bundle, seed, Path(folder)).run()
+                print(f"{bundle}, seed {seed}: {time.perf_counter() - started:.0f} s, {row}", flush=True)
                 with atomic_path(kept) as temporary:
                     temporary.write_text(json.dumps(row))
             rows.append(json.loads(kept.read_text()))

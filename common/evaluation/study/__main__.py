@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 import signal
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import fire
-import monai
-import torch
 
 from ...data.contract.faults import DataError, Fault
-from ...ops.threads import usable_cores
 from ...training.lock import FolderInUseError
 from .budget import write_budget
+from .provenance import command
 from .recipe import Study, read_study
 from .runner import Runner
 from .table import read_measured, summarise_rows, write_tables
@@ -57,36 +52,15 @@ def write_results(recipe: Study, runner: Runner) -> None:
     for run in recipe.runs():
         state = runner.known_state(run)
         if state.word == "done":
-            found.append((run, runner.results(run), state.seconds, state.peak_mib))
+            found.append((run, runner.results(run), state))
     if not found:
         print("No run is complete yet: no table.")
         return
     measured = read_measured(found)
     results = summarise_rows(recipe, measured)
-    write_tables(recipe, results, measured, runner.output, provenance())
+    write_tables(recipe, results, measured, runner.output, command())
     write_budget(recipe, measured, runner.output)
     print((runner.output / "table.md").read_text(encoding="utf-8"))
-
-
-def provenance() -> str:
-    """One line: commit, versions, device, threads and the command."""
-    try:
-        asked = ["git", "describe", "--always", "--dirty"]
-        commit = subprocess.run(asked, capture_output=True, text=True).stdout.strip() or "unknown"
-    except OSError:
-        commit = "unknown"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
-    command = " ".join(["python -m common.evaluation.study", *sys.argv[1:]])
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, MONAI {monai.__version__}"
-    return f"Commit {commit}; {versions}; {device}, {usable_cores()} cores; `{command}`"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _check(recipe: Study, rows: tuple[str, ...], seeds: tuple[Any, ...], jobs: Any) -> None:

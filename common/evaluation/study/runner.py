@@ -26,6 +26,7 @@ from ...files import atomic_path
 from ...ops.threads import usable_cores
 from ...training.lock import lock_folders
 from ...training.runs import FINAL_FILE, RESUME_FILE
+from .provenance import made_by
 from .recipe import Run, Study
 
 LOG_LINES = 25  # of a failed run's log that are shown
@@ -34,11 +35,20 @@ _MEBI = 2**20
 
 @dataclass
 class State:
-    """How far a run is: waiting, running, done or failed; seconds of its finished work, and its peak memory."""
+    """How far a run is.
+
+    Attributes:
+        word: waiting, running, done or failed.
+        seconds: of its finished work.
+        peak_mib: its largest memory.
+        made_by: commit, versions and device of a run that is done.
+        message: why it failed.
+    """
 
     word: str = "waiting"
     seconds: float = 0.0
     peak_mib: float = 0.0
+    made_by: str = "not recorded"
     message: str = ""
 
 
@@ -47,7 +57,7 @@ class Runner:
 
     Below ``output``: ``data`` holds the data sets made, ``runs/<row>/<seed>`` each run's weights, logs and results,
     with ``run.json`` (its commands and what its configs said; a run made by others is refused, not mixed in) and
-    ``done.json``.
+    ``done.json`` (time, memory, commit, versions and device).
 
     Args:
         study: what to run.
@@ -176,7 +186,9 @@ class Runner:
             if self.study.calibrate:
                 self._call(run, self._calibrate(run), state, place)
             self._call(run, self._evaluate(run), state, place)
-            _write_json({"seconds": state.seconds, "peak_mib": state.peak_mib}, folder / "done.json")
+            state.made_by = made_by()
+            kept = {"seconds": state.seconds, "peak_mib": state.peak_mib, "made_by": state.made_by}
+            _write_json(kept, folder / "done.json")
             state.word = "done"
         except (DataError, RuntimeError) as error:
             state.word, state.message = "failed", str(error)

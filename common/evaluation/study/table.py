@@ -17,6 +17,7 @@ from ..metrics import METRICS, bootstrap_interval, read_rows, write_rows
 from ..metrics.table import Row as CaseRow
 from ..samples import read_set_rows
 from .recipe import Run, Study
+from .runner import State
 
 PERMUTATIONS = 10_000
 # neither fractions, which are shown in percent, nor lengths
@@ -75,12 +76,11 @@ class RowResult:
 
 @dataclass(frozen=True)
 class Measured:
-    """A complete run with its rows of metrics, time and memory."""
+    """A complete run with its rows of metrics, and what is known of it: time, memory, what it was made by."""
 
     run: Run
     rows: tuple[CaseRow, ...]
-    seconds: float
-    peak_mib: float
+    state: State
 
 
 def case_means(rows: Sequence[CaseRow], metric: str) -> dict[str, float]:
@@ -144,8 +144,8 @@ def summarise_rows(study: Study, measured: Sequence[Measured], seed: int = 0) ->
             seeds=len({entry.run.seed for entry in own}),
             cases=len(per_case[study.metrics[0]]),
             missed=sum(bool(line["missed"]) for entry in own for line in entry.rows),
-            minutes=float(np.mean([entry.seconds for entry in own])) / 60,
-            peak_mib=max(entry.peak_mib for entry in own),
+            minutes=float(np.mean([entry.state.seconds for entry in own])) / 60,
+            peak_mib=max(entry.state.peak_mib for entry in own),
         )
         for metric, values in per_case.items():
             if values:
@@ -186,7 +186,7 @@ def _compare(cell: Cell, values: dict[str, float], reference: dict[str, float], 
 
 
 def write_tables(
-    study: Study, results: Sequence[RowResult], measured: Sequence[Measured], output: Path, provenance: str
+    study: Study, results: Sequence[RowResult], measured: Sequence[Measured], output: Path, command: str
 ) -> None:
     """Write ``table.csv``, ``table.md``, ``cases.csv`` and ``figure.png``.
 
@@ -195,13 +195,13 @@ def write_tables(
         results: its rows.
         measured: its runs.
         output: folder to write to.
-        provenance: one line on how the numbers came about.
+        command: that was typed.
     """
     write_rows([line for result in results for line in _csv_rows(result)], output / "table.csv", _COLUMNS)
     cases = [{"row": entry.run.row.name, "run": entry.run.name, **line} for entry in measured for line in entry.rows]
     write_rows(cases, output / "cases.csv", list(dict.fromkeys(key for line in cases for key in line)))
     with atomic_path(output / "table.md") as temporary:
-        temporary.write_text(format_markdown(study, results, provenance), encoding="utf-8")
+        temporary.write_text(format_markdown(study, results, measured, command), encoding="utf-8")
     draw_study(study, results, measured, output / "figure.png")
 
 
@@ -221,7 +221,7 @@ def _csv_rows(result: RowResult) -> list[CaseRow]:
     return lines
 
 
-def format_markdown(study: Study, results: Sequence[RowResult], provenance: str) -> str:
+def format_markdown(study: Study, results: Sequence[RowResult], measured: Sequence[Measured], command: str) -> str:
     """The table for people: a row a method; fractions in percent, distances with two digits."""
     metrics = [metric for metric in study.metrics if any(metric in result.cells for result in results)]
     unit = results[0].unit if results else "mm"
@@ -240,7 +240,17 @@ def format_markdown(study: Study, results: Sequence[RowResult], provenance: str)
         f"{study.weights}. A missed structure counts as Dice 0 and the image's diagonal."
     )
     counts = ", ".join(f"{result.name}: {result.seeds} seeds, {result.cases} cases" for result in results)
-    return "\n".join([*lines, "", text, "", f"Runs: {counts}.", "", provenance, ""])
+    return "\n".join([*lines, "", text, "", f"Runs: {counts}.", "", *_made_by(measured), f"`{command}`", ""])
+
+
+def _made_by(measured: Sequence[Measured]) -> list[str]:
+    """What the runs were made by; where that differs, a line each with its runs."""
+    runs: dict[str, list[str]] = {}
+    for entry in measured:
+        runs.setdefault(entry.state.made_by, []).append(f"{entry.run.row.name} {entry.run.name}")
+    if len(runs) == 1:
+        return [f"Made by {next(iter(runs))}.", ""]
+    return [*(f"- Made by {maker}: {', '.join(names)}." for maker, names in runs.items()), ""]
 
 
 def _unit(metric: str, length: str) -> str:
@@ -278,7 +288,8 @@ def _difference(result: RowResult, metric: str) -> list[str]:
     if cell.difference is None or cell.difference_interval is None or cell.p is None:
         return [seeds, "", ""]
     low, high = (f"{factor * value:+.{digits}f}" for value in cell.difference_interval)
-    return [seeds, f"{factor * cell.difference:+.{digits}f} [{low}, {high}]", f"{cell.p:.3f}"]
+    chance = f"{cell.p:.3f}" if cell.p >= 0.001 else "< 0.001"
+    return [seeds, f"{factor * cell.difference:+.{digits}f} [{low}, {high}]", chance]
 
 
 def _costs(result: RowResult) -> list[str]:
@@ -315,12 +326,12 @@ def draw_study(study: Study, results: Sequence[RowResult], measured: Sequence[Me
         canvas.print_figure(temporary, dpi=160, format="png")
 
 
-def read_measured(runs: Sequence[tuple[Run, Path, float, float]]) -> list[Measured]:
-    """Read the metrics of complete runs: (run, metrics.csv, seconds, peak MiB) each.
+def read_measured(runs: Sequence[tuple[Run, Path, State]]) -> list[Measured]:
+    """Read the metrics of complete runs: (run, metrics.csv, what is known of it) each.
 
     Where samples.csv lies beside, a set's measures join the rows of their case and structure.
     """
-    return [Measured(run, tuple(_read_cases(path)), seconds, peak) for run, path, seconds, peak in runs]
+    return [Measured(run, tuple(_read_cases(path)), state) for run, path, state in runs]
 
 
 def _read_cases(path: Path) -> list[CaseRow]:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from common.data import make_phantom
 from common.data.contract.faults import DataError
 from common.evaluation.metrics import csv_columns
 from common.evaluation.study import __main__ as command_line
+from common.evaluation.study.provenance import made_by
 from common.evaluation.study.recipe import Row, Run, Study
 from common.evaluation.study.runner import Runner
 from common.ops.threads import usable_cores
@@ -75,7 +77,9 @@ def test_complete_runs_are_not_run_again(tmp_path: Path) -> None:
         assert runner.run(runs)
     assert all(len(trainings(runner, run)) == 1 for run in runs)
     assert "4 of 4 runs done" not in shown[0] and "0 of 4 runs done" in shown[0]
-    assert all(runner.known_state(run).peak_mib > 1 for run in runs), "the system tells each process's memory"
+    known = [runner.known_state(run) for run in runs]
+    assert all(state.peak_mib > 1 for state in known), "the system tells each process's memory"
+    assert all(state.made_by == made_by() and torch.__version__ in state.made_by for state in known)
 
 
 def test_calibrates_before_it_measures(tmp_path: Path) -> None:

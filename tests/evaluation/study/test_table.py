@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from common.evaluation.samples import read_set_rows, set_rows, write_set_rows
 from common.evaluation.study import budget
 from common.evaluation.study.budget import Curve, curve_dice, fit_curve, read_curves, write_budget
 from common.evaluation.study.recipe import Row, Run, Study
+from common.evaluation.study.runner import State
 from common.evaluation.study.table import (
     Measured,
     format_markdown,
@@ -24,6 +26,7 @@ from common.evaluation.study.table import (
     write_tables,
 )
 
+MAKER = "commit abc; some versions; a device"
 ROWS = (
     Row("plain", "alc", curve="plain", labels=4),
     Row("better", "alc", curve="better", labels=4),
@@ -49,7 +52,7 @@ def measured(row: Row, seed: int, dice: dict[str, tuple[float, ...]], missed: st
         for case, values in dice.items()
         for number, value in enumerate(values)
     ]
-    return Measured(Run(row, seed), tuple(rows), 60.0 * (seed + 1), 100.0 * (seed + 1))
+    return Measured(Run(row, seed), tuple(rows), State("done", 60.0 * (seed + 1), 100.0 * (seed + 1), MAKER))
 
 
 RUNS = [
@@ -82,7 +85,8 @@ def test_rows_of_other_cases_are_not_compared() -> None:
 def test_folds_pool_their_cases() -> None:
     tables: list[dict[str, tuple[float, ...]]] = [{"a": (0.2,)}, {"b": (0.6,), "c": (0.7,)}]
     folds = [
-        Measured(Run(ROWS[0], 0, fold), measured(ROWS[0], 0, dice).rows, 60.0, 1.0) for fold, dice in enumerate(tables)
+        Measured(Run(ROWS[0], 0, fold), measured(ROWS[0], 0, dice).rows, State("done"))
+        for fold, dice in enumerate(tables)
     ]
     (row,) = summarise_rows(study(folds=2), folds)
     assert row.cases == 3 and row.cells["dice"].mean == pytest.approx(0.5)
@@ -99,9 +103,10 @@ def test_permutation_test_against_all_patterns_of_signs(differences: tuple[float
 
 def test_files(tmp_path: Path) -> None:
     results = summarise_rows(study(), RUNS)
-    write_tables(study(), results, RUNS, tmp_path, "Commit abc; `the command`")
+    write_tables(study(), results, RUNS, tmp_path, "the command")
     text = (tmp_path / "table.md").read_text()
-    assert "| plain | 55.0 [" in text and "`the command`" in text and "dice minus plain" in text
+    assert "| plain | 55.0 [" in text and "dice minus plain" in text
+    assert text.endswith(f"Made by {MAKER}.\n\n`the command`\n")
     with (tmp_path / "table.csv").open() as file:
         table = list(csv.DictReader(file))
     assert [(row["row"], row["metric"]) for row in table] == [
@@ -111,6 +116,19 @@ def test_files(tmp_path: Path) -> None:
     with (tmp_path / "cases.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 18
     assert (tmp_path / "figure.png").stat().st_size > 2000
+
+
+def test_runs_of_other_versions_are_told() -> None:
+    runs = [*RUNS[:2], replace(RUNS[2], state=State("done", 60.0, 100.0, "commit def"))]
+    text = format_markdown(study(), summarise_rows(study(), runs), runs, "the command")
+    assert f"- Made by {MAKER}: plain seed_0, plain seed_1.\n- Made by commit def: better seed_0.\n" in text
+
+
+def test_a_small_p_is_not_nought() -> None:
+    cases: dict[str, tuple[float, ...]] = {name: (0.5 + 0.01 * number,) for number, name in enumerate("abcdefghijkl")}
+    better: dict[str, tuple[float, ...]] = {case: (values[0] + 0.1,) for case, values in cases.items()}
+    runs = [measured(ROWS[0], 0, cases), measured(ROWS[1], 0, better)]
+    assert "| < 0.001 |" in format_markdown(study(), summarise_rows(study(), runs), runs, "")
 
 
 def test_curve_is_found_again() -> None:
@@ -154,9 +172,9 @@ def test_measures_of_sets_join_the_rows_of_their_case(tmp_path: Path) -> None:
     table.write_csv(tmp_path / "metrics.csv")
     write_set_rows(tmp_path / "samples.csv", sets)
     assert read_set_rows(tmp_path / "samples.csv") == sets
-    found = read_measured([(Run(ROWS[0], 0), tmp_path / "metrics.csv", 60.0, 1.0)])
+    found = read_measured([(Run(ROWS[0], 0), tmp_path / "metrics.csv", State("done"))])
     recipe = study(metrics=("ged", "dice", "dice_soft", "hd95"))
-    text = format_markdown(recipe, summarise_rows(recipe, found), "")
+    text = format_markdown(recipe, summarise_rows(recipe, found), found, "")
     # 2 E[d(answer, rater)] - E[d(answers)] - E[d(raters)] = 2 x 1/2 - 0 - 1/2
     assert "| row | ged | dice [%] | dice_soft [%] | hd95 [mm] |" in text
     assert "| plain | 0.5000 [0.5000, 0.5000] | 100.0 [100.0, 100.0] |" in text
