@@ -366,7 +366,7 @@ def test_the_slice_of_the_largest_error_is_beside_the_one_that_shows_most(
     assert picture.worst.prediction is not None and picture.worst.prediction[row, column] == 1
     assert picture.worst.error is not None and picture.worst.error.distance == pytest.approx(np.hypot(7, 6))
     _, texts = run_report(tmp_path, monkeypatch)
-    assert "largest error: core, 9.2 mm off\naxial slice 10 of 10" in texts
+    assert "largest error: 9.2 mm off\ncore\naxial slice 10 of 10" in texts
     assert {"R", "L", "A", "P"} <= set(texts)
 
 

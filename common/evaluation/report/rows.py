@@ -19,6 +19,7 @@ from .cases import CasePicture, draw_caption, draw_marks, draw_scale_bar, load_c
 from .drawing import case_legend, draw_case
 from .panels import draw_message, listing
 
+_NAME = 28  # letters of a structure's name that a panel has room for
 _PANELS = ("image", "label", "prediction", "uncertainty", "largest error")
 _GAP = 0.04  # between pictures, share of one's width
 _LEGEND, _HEADING, _BELOW = 0.28, 0.24, 0.12  # inches
@@ -210,5 +211,6 @@ def _draw_error(ax: Axes, picture: CasePicture, labels: Mapping[int, str], unit:
     ring[0].set_path_effects([patheffects.withStroke(linewidth=2.2, foreground="#C00000")])
     name = labels.get(error.structure, str(error.structure))
     how = error.kind if error.distance is None else f"{error.distance:.1f} {unit} off"
-    draw_caption(ax, f"largest error: {name if len(name) <= 12 else name[:11] + '…'}, {how}\n{picture.where}")
+    shown = name if len(name) <= _NAME else name[: _NAME - 1] + "…"
+    draw_caption(ax, f"largest error: {how}\n{shown}\n{picture.where}")
     draw_scale_bar(ax, picture, unit)
