@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import tempfile
 import time
@@ -37,7 +38,7 @@ from common.evaluation.sampling import SplitSamplesd
 from common.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[2]
-SHAPE = (24, 24, 16)
+SHAPE = (32, 32, 24)
 POOL, START, ASKED, TEST = 12, 3, 3, 6  # cases; for alc the phantom's 4 clean labels are the start
 CLASSES = 4
 PASSES = 5
@@ -55,9 +56,9 @@ class Setup(NamedTuple):
     settings: dict[str, Any]
 
 
-VOLUMES = {"patch_size": [16, 16, 16], "max_epochs": 15, "epoch_length": 20, "val_interval": 5}
-MULTICURE = {**VOLUMES, "base_filters": 4}
-ALC = {**VOLUMES, "network_def#base_filters": 4, "clean_per_batch": 2, "noisy_per_batch": 2}
+VOLUMES = {"patch_size": [32, 32, 16], "epoch_length": 10, "val_interval": 5}
+MULTICURE = {**VOLUMES, "max_epochs": 10}
+ALC = {**VOLUMES, "max_epochs": 20, "network_def#base_filters": 8, "clean_per_batch": 2, "noisy_per_batch": 2}
 AMBISSL = {"slice_size": [32, 32], "max_epochs": 4, "epoch_length": 20, "val_interval": 2, "backbone": "resnet10"}
 AMBISSL |= {"decoder_channels": [32, 16, 8, 8, 8], "prior_channels": [8, 16, 16, 16], "raters": 3}
 SETUPS = {
@@ -248,6 +249,7 @@ def main() -> None:
     if unknown := set(arguments.bundles) - set(SETUPS):
         parser.error(f"no strategy for {', '.join(sorted(unknown))}")
     torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
     lines = []
     for bundle in arguments.bundles or SETUPS:
         rows = []
