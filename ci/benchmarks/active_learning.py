@@ -39,7 +39,7 @@ from common.files import atomic_path
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (32, 32, 24)
-POOL, START, ASKED, TEST = 12, 3, 3, 6  # cases; for alc the phantom's 4 clean labels are the start
+POOL, START, ASKED, TEST = 12, 1, 2, 6  # cases; for alc the phantom's 4 clean labels are the start
 CLASSES = 4
 PASSES = 5
 
