@@ -22,6 +22,7 @@ from monai.inferers import sliding_window_inference
 from monai.transforms import Compose
 
 from bundles.affinity_umamba.scripts.losses import AFFINITY_CENTRES, refine_labels, suspicious_voxels
+from common.ops.likeliest import likeliest
 
 CONFIGS = Path("bundles") / "affinity_umamba" / "configs"
 
@@ -52,7 +53,7 @@ def main(weights: str, dataset_dir: str, datalist: str = "dataset.json", overlay
     for record in records:
         image, label, truth = _read(record, Path(dataset_dir), load)
         cnn, am = _decoders(network, image, parser["patch_size"])
-        own = am.argmax(1, keepdim=True)
+        own = likeliest(am, 1, keepdim=True)
         for centre, rule, support in readings:
             noisy = suspicious_voxels((cnn, am), label, rule, support, centre)
             refined = refine_labels(label, noisy, cnn, am)

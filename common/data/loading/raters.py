@@ -11,6 +11,8 @@ from monai.data import MetaTensor
 from monai.data.utils import list_data_collate
 from monai.transforms import LoadImage, Transform
 
+from ...ops.likeliest import likeliest
+
 PATHS = ("label", "labels", "reference", "probability")
 
 
@@ -54,7 +56,7 @@ class LoadRatersd(Transform):
 def majority(raters: torch.Tensor) -> torch.Tensor:
     """The class that most raters chose at each voxel, the lowest of several: (1, *S) from (R, *S) class numbers."""
     votes = torch.stack([(raters == number).sum(0, keepdim=True) for number in range(int(raters.max()) + 1)])
-    chosen = votes.argmax(0).to(raters.dtype)
+    chosen = likeliest(votes, 0).to(raters.dtype)
     return MetaTensor(chosen, meta=raters.meta) if isinstance(raters, MetaTensor) else chosen
 
 

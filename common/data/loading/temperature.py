@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from ...files import CALIBRATION_FILE, atomic_path, file_digest
+from ...ops.likeliest import likeliest
 
 LEAST_PROBABILITY = 2.0**-23  # float32 cannot tell 1 less this from 1; of logarithms
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def temper(probabilities: torch.Tensor, temperatures: Sequence[float]) -> torch.
         raise ValueError(f"give a temperature above 0, or {classes}, one for each class, got {list(temperatures)}.")
     inverse = 1.0 / torch.tensor(temperatures, dtype=torch.float64)
     logarithms = probabilities.float().clamp_min(LEAST_PROBABILITY).log()
-    chosen = inverse.to(logarithms)[probabilities.argmax(0) if len(temperatures) > 1 else 0]
+    chosen = inverse.to(logarithms)[likeliest(probabilities, 0) if len(temperatures) > 1 else 0]
     return (logarithms * chosen).softmax(0).to(probabilities.dtype)
 
 

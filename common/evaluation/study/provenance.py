@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -26,12 +27,8 @@ def made_by() -> str:
 
 
 def command() -> str:
-    """The command line, as it is typed."""
-    return " ".join(["python -m common.evaluation.study", *(_quoted(part) for part in sys.argv[1:])])
-
-
-def _quoted(part: str) -> str:
-    return f'"{part}"' if " " in part else part
+    """The command line, to be typed again."""
+    return shlex.join(["python", "-m", "common.evaluation.study", *sys.argv[1:]])
 
 
 def _processor() -> str:

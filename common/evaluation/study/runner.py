@@ -176,7 +176,7 @@ class Runner:
         place = places.get()
         state, folder = self._state(run), self.folder(run)
         try:
-            state.word = "running"
+            state.word, state.made_by = "running", made_by()  # the code that it starts with
             folder.mkdir(parents=True, exist_ok=True)
             _write_json(self._recipe(run), folder / "run.json")
             with self._telling:
@@ -186,7 +186,6 @@ class Runner:
             if self.study.calibrate:
                 self._call(run, self._calibrate(run), state, place)
             self._call(run, self._evaluate(run), state, place)
-            state.made_by = made_by()
             kept = {"seconds": state.seconds, "peak_mib": state.peak_mib, "made_by": state.made_by}
             _write_json(kept, folder / "done.json")
             state.word = "done"
