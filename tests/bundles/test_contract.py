@@ -269,11 +269,9 @@ def test_ckpt_export_gives_the_same_logits(trained: Any, tmp_path: Path) -> None
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize(("name", "variant"), variants())
-def test_variants_train_and_infer(bundle: Any, name: str, variant: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("bundle", "variant"), variants(), indirect=["bundle"])
+def test_variants_train_and_infer(bundle: Any, variant: str, tmp_path: Path) -> None:
     """Data sets' and ablations' overlays take a step, on the phantom, and what they trained segments an image."""
-    if bundle.name != name:
-        pytest.skip("another bundle's")
     folders = {"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")}
     overrides = bundle.tiny("train", variant, **folders) | bundle.small("train", variant)
     bundle.run("training", "train", variant, **overrides, max_epochs=1)
@@ -286,10 +284,9 @@ def test_variants_train_and_infer(bundle: Any, name: str, variant: str, tmp_path
     shutil.rmtree(tmp_path)
 
 
+@pytest.mark.parametrize("bundle", ["multicure"], indirect=True)
 def test_any_network_in_the_place_of_the_supervised_ones(bundle: Any, tmp_path: Path) -> None:
     """Swin UNETR on the labels alone, and what annotation servers ask of it: another dropout."""
-    if bundle.name != "multicure":
-        pytest.skip("another bundle's")
     names = ("train", "supervised", "swin_unetr")
     folders = {"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")}
     bundle.run("training", *names, **bundle.tiny(*names, **folders) | bundle.small(*names), max_epochs=1)

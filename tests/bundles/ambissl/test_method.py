@@ -65,7 +65,7 @@ def moved(method: AmbiSSL, value: Tensor) -> set[str]:
 def test_a_step_needs_no_engine(classes: int, dims: int, posterior: str) -> None:
     method = make_method(classes, dims, posterior=posterior)
     optimizer = torch.optim.Adam(method.parameters(), lr=0.01)
-    batch = make_batch(classes=classes, dims=dims)
+    batch = make_batch((3, 4, 0, 0) if dims == 2 else (3, 0), classes, dims)
     output = step(method, batch)
     before = {name: value.clone() for name, value in method.named_parameters()}  # the pruning is drawn by now
     output.total.backward()
@@ -73,7 +73,7 @@ def test_a_step_needs_no_engine(classes: int, dims: int, posterior: str) -> None
     optimizer.step()
     assert set(output.terms) == set(REACH)
     assert all(term.value.ndim == 0 and bool(torch.isfinite(term.value)) for term in output.terms.values())
-    assert output.prediction.shape == (4, classes, *batch["image"].shape[2:])
+    assert output.prediction.shape == (len(batch["image"]), classes, *batch["image"].shape[2:])
     changed = [name for name, value in method.named_parameters() if not torch.equal(before[name], value)]
     assert all(any(name.startswith(part) for name in changed) for part in PARTS)
 
