@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from ..device import device_name, processor_flags
 from .precision import (
     FILLS,
     ConvolutionGuard,
@@ -104,24 +103,15 @@ def agreement(layer: Layer, guard: Callable[[], Any]) -> tuple[bool, float]:
     return not disagreeing(first, second), min(cosines(first, right).values())
 
 
-def cpu_flags() -> list[str]:
-    """Instructions of the CPU that matter here; empty where the system does not tell."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return []
-    line = next((line for line in text.splitlines() if line.startswith(("flags", "Features"))), "")
-    return [flag for flag in FLAGS if flag in line.split()]
-
-
 def main() -> None:
     """Print device, instructions, what `auto` chooses and why, and the table."""
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
     chosen = resolve_precision("auto", device)
     print(f"torch {torch.__version__}, oneDNN {'on' if torch.backends.mkldnn.is_available() else 'off'}")
-    print(f"device: {torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine()}")
-    flags = ", ".join(cpu_flags()) or "unknown"
+    print(f"device: {device_name()}")
+    known = processor_flags()
+    flags = ", ".join(flag for flag in FLAGS if flag in known) or "unknown"
     print(f"cores {os.cpu_count()}, threads {torch.get_num_threads()}, instructions: {flags}")
     if cuda:
         why = "the GPU has bfloat16" if chosen is torch.bfloat16 else "the GPU has no bfloat16 of its own"

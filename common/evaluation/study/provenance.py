@@ -6,11 +6,11 @@ import platform
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import monai
 import torch
 
+from ...device import device_name
 from ...ops.threads import usable_cores
 
 
@@ -21,19 +21,10 @@ def made_by() -> str:
         commit = subprocess.run(asked, capture_output=True, text=True).stdout.strip() or "unknown"
     except OSError:
         commit = "unknown"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, MONAI {monai.__version__}"
-    return f"commit {commit}; {versions}; {device}, {usable_cores()} cores"
+    return f"commit {commit}; {versions}; {device_name()}, {usable_cores()} cores"
 
 
 def command() -> str:
     """The command line, to be typed again."""
     return shlex.join(["python", "-m", "common.evaluation.study", *sys.argv[1:]])
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ....device import device_name
 from ....files import atomic_path
 from ....ops.threads import usable_cores
 from ..checks import Case, compare_cases, inspect_cases, other_axes
@@ -187,7 +188,7 @@ def _of_time(guide: Guide, limits: Limits, outcome: Outcome) -> list[str]:
 
 def _head(data: SegmentationData, guide: Guide, limits: Limits, outcome: Outcome, doubts: Sequence[str]) -> list[str]:
     """What stands above the settings."""
-    device = torch.cuda.get_device_name(0) if outcome.measured.cuda else f"CPU, {torch.get_num_threads()} threads"
+    device = device_name() if outcome.measured.cuda else f"CPU, {torch.get_num_threads()} threads"
     asked = f"{limits.memory / GIGABYTE:.3g} GB"
     asked += "" if limits.seconds is None else f" and {limits.seconds / 60:.3g} minutes"
     expected = (
