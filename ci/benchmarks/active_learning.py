@@ -59,8 +59,9 @@ class Setup(NamedTuple):
 VOLUMES = {"patch_size": [32, 32, 16], "epoch_length": 10, "val_interval": 5}
 MULTICURE = {**VOLUMES, "max_epochs": 10}
 ALC = {**VOLUMES, "max_epochs": 20, "network_def#base_filters": 8, "clean_per_batch": 2, "noisy_per_batch": 2}
-AMBISSL = {"slice_size": [32, 32], "max_epochs": 4, "epoch_length": 20, "val_interval": 2, "backbone": "resnet10"}
+AMBISSL = {"slice_size": [32, 32], "max_epochs": 12, "epoch_length": 20, "val_interval": 12, "backbone": "resnet10"}
 AMBISSL |= {"decoder_channels": [32, 16, 8, 8, 8], "prior_channels": [8, 16, 16, 16], "raters": 3}
+AMBISSL |= {"raters_per_batch": 4, "unlabelled_per_batch": 2, "learning_rate": 0.002}
 SETUPS = {
     "multicure": Setup(("disagreement", "entropy"), MULTICURE),
     "alc": Setup(("audit",), ALC),
