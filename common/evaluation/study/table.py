@@ -36,7 +36,8 @@ class Cell:
         mean: over cases, each the mean of its structures and of the seeds that measured it.
         interval: bootstrap 95% interval of that mean, over cases.
         seeds: smallest and largest mean over cases of a single seed.
-        difference: row minus reference, mean within cases; None for the reference, or where cases differ.
+        difference: row minus reference, mean within cases over the runs (seeds, folds) that both have; None for the
+            reference, where they have no run in common or its cases differ.
         difference_interval: its bootstrap 95% interval.
         p: two-sided p value of the difference, by permutation of signs.
     """
@@ -59,6 +60,8 @@ class RowResult:
         unit: of its distances.
         seeds: runs that are complete, by seed.
         cases: cases measured.
+        compared: runs that the reference has too, from which differences are.
+        runs: that are complete.
         missed: structures missed, over all seeds.
         minutes: mean time of a run.
         peak_mib: largest memory of a run.
@@ -69,6 +72,8 @@ class RowResult:
     unit: str = "mm"
     seeds: int = 0
     cases: int = 0
+    compared: int = 0
+    runs: int = 0
     missed: int = 0
     minutes: float = 0.0
     peak_mib: float = 0.0
@@ -129,20 +134,20 @@ def summarise_rows(study: Study, measured: Sequence[Measured], seed: int = 0) ->
         measured: its complete runs.
         seed: of bootstrap and permutations.
     """
-    reference: dict[str, dict[str, float]] = {}
+    reference = [entry for entry in measured if entry.run.row.name == study.reference]
     results = []
-    for row in sorted(study.rows, key=lambda row: row.name != study.reference):
+    for row in study.rows:
         own = [entry for entry in measured if entry.run.row.name == row.name]
         if not own:
             continue
         per_case = {metric: _over_seeds(own, metric) for metric in study.metrics}
-        if row.name == study.reference:
-            reference = per_case
         result = RowResult(
             name=row.name,
             unit=own[0].rows[0]["unit"],
             seeds=len({entry.run.seed for entry in own}),
             cases=len(per_case[study.metrics[0]]),
+            compared=len({entry.run.name for entry in own} & {entry.run.name for entry in reference}),
+            runs=len(own),
             missed=sum(bool(line["missed"]) for entry in own for line in entry.rows),
             minutes=float(np.mean([entry.state.seconds for entry in own])) / 60,
             peak_mib=max(entry.state.peak_mib for entry in own),
@@ -151,10 +156,9 @@ def summarise_rows(study: Study, measured: Sequence[Measured], seed: int = 0) ->
             if values:
                 result.cells[metric] = _cell(values, own, metric, seed)
                 if row.name != study.reference:
-                    _compare(result.cells[metric], values, reference.get(metric, {}), seed)
+                    _compare(result.cells[metric], _differences(own, reference, metric), seed)
         results.append(result)
-    order = [row.name for row in study.rows]
-    return sorted(results, key=lambda result: order.index(result.name))
+    return results
 
 
 def _over_seeds(own: Sequence[Measured], metric: str) -> dict[str, float]:
@@ -175,11 +179,28 @@ def _cell(values: dict[str, float], own: Sequence[Measured], metric: str, seed: 
     return Cell(float(np.mean(numbers)), bootstrap_interval(numbers, seed), (min(means), max(means)))
 
 
-def _compare(cell: Cell, values: dict[str, float], reference: dict[str, float], seed: int) -> None:
-    """Enter the paired difference, where the cases are the same."""
-    if not reference or values.keys() != reference.keys():
+def _differences(own: Sequence[Measured], reference: Sequence[Measured], metric: str) -> NDArray[np.float64]:
+    """Row minus reference, one number a case: mean over the runs that both have, since a seed moves both alike.
+
+    Empty where they have no run in common, or where the cases of one differ.
+    """
+    others = {entry.run.name: case_means(entry.rows, metric) for entry in reference}
+    found: dict[str, list[float]] = {}
+    for entry in own:
+        if entry.run.name not in others:
+            continue
+        values, expected = case_means(entry.rows, metric), others[entry.run.name]
+        if values.keys() != expected.keys():
+            return np.array([])
+        for case, value in values.items():
+            found.setdefault(case, []).append(value - expected[case])
+    return np.array([np.mean(values) for values in found.values()])
+
+
+def _compare(cell: Cell, differences: NDArray[np.float64], seed: int) -> None:
+    """Enter the paired difference, where there is one."""
+    if not len(differences):
         return
-    differences = np.array([values[case] - reference[case] for case in values])
     cell.difference = float(differences.mean())
     cell.difference_interval = bootstrap_interval(differences, seed)
     cell.p = paired_test(differences, seed)
@@ -236,10 +257,14 @@ def format_markdown(study: Study, results: Sequence[RowResult], measured: Sequen
         lines.append("| " + " | ".join([result.name, *cells, *_difference(result, first), *_costs(result)]) + " |")
     text = (
         f"Mean over cases (of structures, then of seeds) [bootstrap 95% interval]; range over seeds; difference within "
-        f"cases to {study.reference} [interval], p by permutation of signs. Section {study.section}, weights "
-        f"{study.weights}. A missed structure counts as Dice 0 and the image's diagonal."
+        f"cases to {study.reference} [interval], over the runs that both have, p by permutation of signs. Section "
+        f"{study.section}, weights {study.weights}. A missed structure counts as Dice 0 and the image's diagonal."
     )
-    counts = ", ".join(f"{result.name}: {result.seeds} seeds, {result.cases} cases" for result in results)
+    counts = ", ".join(
+        f"{result.name}: {result.seeds} seeds, {result.cases} cases"
+        + (f" ({result.compared} of {result.runs} runs compared)" if result.compared < result.runs else "")
+        for result in results
+    )
     return "\n".join([*lines, "", text, "", f"Runs: {counts}.", "", *_made_by(measured), f"`{command}`", ""])
 
 

@@ -71,7 +71,8 @@ def test_means_seeds_and_differences() -> None:
     assert cell.interval[0] < cell.mean < cell.interval[1]
     assert (plain.seeds, plain.cases, plain.missed, plain.minutes, plain.peak_mib) == (2, 3, 1, 1.5, 200.0)
     assert cell.difference is None, "nothing is compared with itself"
-    differences = [0.8 - cases["a"], 0.9 - cases["b"], 0.4 - cases["c"]]
+    differences = [0.8 - 0.6, 0.9 - 0.8, 0.4 - 0.3]  # of seed 0, the only one that both have
+    assert (better.compared, better.runs) == (1, 1)
     assert better.cells["dice"].difference == pytest.approx(np.mean(differences))
     assert better.cells["dice"].p == pytest.approx(2 / 8), "of 2^3 patterns of signs two are as far from 0"
 
@@ -80,6 +81,18 @@ def test_rows_of_other_cases_are_not_compared() -> None:
     other = measured(ROWS[1], 0, {"a": (0.7,), "z": (0.9,)})
     _, better = summarise_rows(study(), [*RUNS[:2], other])
     assert better.cells["dice"].difference is None and better.cases == 2
+
+
+def test_only_runs_that_both_have_are_compared() -> None:
+    """A hard draw of seed 2 in one row says nothing of the rows."""
+    runs = [*RUNS, measured(ROWS[1], 2, {"a": (0.1,), "b": (0.1,), "c": (0.1,)})]
+    _, better = summarise_rows(study(), runs)
+    assert better.cells["dice"].difference == pytest.approx((0.2 + 0.1 + 0.1) / 3)
+    assert better.cells["dice"].mean == pytest.approx((0.45 + 0.5 + 0.25) / 3)
+    text = format_markdown(study(), [better], runs, "")
+    assert "better: 2 seeds, 3 cases (1 of 2 runs compared)" in text
+    _, elsewhere = summarise_rows(study(), [*RUNS[1:2], runs[2]])
+    assert elsewhere.cells["dice"].difference is None, "seed 1 and seed 0"
 
 
 def test_folds_pool_their_cases() -> None:
@@ -112,7 +125,7 @@ def test_files(tmp_path: Path) -> None:
     assert [(row["row"], row["metric"]) for row in table] == [
         *(("plain", "dice"), ("plain", "hd95"), ("better", "dice"), ("better", "hd95"))
     ]
-    assert table[0]["difference"] == "" and float(table[2]["difference"]) == pytest.approx(0.15)
+    assert table[0]["difference"] == "" and float(table[2]["difference"]) == pytest.approx(0.4 / 3)
     with (tmp_path / "cases.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 18
     assert (tmp_path / "figure.png").stat().st_size > 2000
