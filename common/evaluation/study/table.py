@@ -260,6 +260,9 @@ def format_markdown(study: Study, results: Sequence[RowResult], measured: Sequen
         f"cases to {study.reference} [interval], over the runs that both have, p by permutation of signs. Section "
         f"{study.section}, weights {study.weights}. A missed structure counts as Dice 0 and the image's diagonal."
     )
+    runs = {frozenset(entry.run.name for entry in measured if entry.run.row.name == each.name) for each in results}
+    if len(runs) > 1:
+        text += " Rows differ in their runs: the differences say how they stand to each other, not the means."
     counts = ", ".join(
         f"{result.name}: {result.seeds} seeds, {result.cases} cases"
         + (f" ({result.compared} of {result.runs} runs compared)" if result.compared < result.runs else "")

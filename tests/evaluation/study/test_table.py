@@ -91,6 +91,9 @@ def test_only_runs_that_both_have_are_compared() -> None:
     assert better.cells["dice"].mean == pytest.approx((0.45 + 0.5 + 0.25) / 3)
     text = format_markdown(study(), [better], runs, "")
     assert "better: 2 seeds, 3 cases (1 of 2 runs compared)" in text
+    assert "Rows differ in their runs" in format_markdown(study(), summarise_rows(study(), RUNS), RUNS, "")
+    equal = [RUNS[0], RUNS[2]]
+    assert "Rows differ" not in format_markdown(study(), summarise_rows(study(), equal), equal, "")
     _, elsewhere = summarise_rows(study(), [*RUNS[1:2], runs[2]])
     assert elsewhere.cells["dice"].difference is None, "seed 1 and seed 0"
 
