@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import yaml
 from monai.bundle import ConfigParser
+from monai.data import MetaTensor
 from monai.transforms import Invertd
 
 from common.data.contract.names import voxel_size
@@ -79,7 +80,9 @@ class Rows:
             for place, passes in enumerate(answers):
                 mean = torch.stack([maps[each] for each in passes]).mean(0)
                 # MONAI's inversion uses up what the image remembers of its transforms
-                done = SegmentationAndUncertaintyd("pred")(undo({"image": copy.deepcopy(item["image"]), "pred": mean}))
+                done = SegmentationAndUncertaintyd("pred")(
+                    undo({"image": copy.deepcopy(item["image"]), "pred": MetaTensor(mean)})
+                )
                 probabilities = done["probabilities"]
                 for largest in (False, True):
                     pred = LargestComponentd("pred", largest)(done)["pred"]
