@@ -60,8 +60,6 @@ class RowResult:
         unit: of its distances.
         seeds: runs that are complete, by seed.
         cases: cases measured.
-        compared: runs that the reference has too, from which differences are.
-        runs: that are complete.
         missed: structures missed, over all seeds.
         minutes: mean time of a run.
         peak_mib: largest memory of a run.
@@ -72,8 +70,6 @@ class RowResult:
     unit: str = "mm"
     seeds: int = 0
     cases: int = 0
-    compared: int = 0
-    runs: int = 0
     missed: int = 0
     minutes: float = 0.0
     peak_mib: float = 0.0
@@ -146,8 +142,6 @@ def summarise_rows(study: Study, measured: Sequence[Measured], seed: int = 0) ->
             unit=own[0].rows[0]["unit"],
             seeds=len({entry.run.seed for entry in own}),
             cases=len(per_case[study.metrics[0]]),
-            compared=len({entry.run.name for entry in own} & {entry.run.name for entry in reference}),
-            runs=len(own),
             missed=sum(bool(line["missed"]) for entry in own for line in entry.rows),
             minutes=float(np.mean([entry.state.seconds for entry in own])) / 60,
             peak_mib=max(entry.state.peak_mib for entry in own),
@@ -260,15 +254,17 @@ def format_markdown(study: Study, results: Sequence[RowResult], measured: Sequen
         f"cases to {study.reference} [interval], over the runs that both have, p by permutation of signs. Section "
         f"{study.section}, weights {study.weights}. A missed structure counts as Dice 0 and the image's diagonal."
     )
-    runs = {frozenset(entry.run.name for entry in measured if entry.run.row.name == each.name) for each in results}
-    if len(runs) > 1:
+    runs = {each.name: {entry.run.name for entry in measured if entry.run.row.name == each.name} for each in results}
+    if any(names != runs[results[0].name] for names in runs.values()):
         text += " Rows differ in their runs: the differences say how they stand to each other, not the means."
-    counts = ", ".join(
-        f"{result.name}: {result.seeds} seeds, {result.cases} cases"
-        + (f" ({result.compared} of {result.runs} runs compared)" if result.compared < result.runs else "")
-        for result in results
-    )
+    counts = ", ".join(_counts(result, runs[result.name], runs.get(study.reference, set())) for result in results)
     return "\n".join([*lines, "", text, "", f"Runs: {counts}.", "", *_made_by(measured), f"`{command}`", ""])
+
+
+def _counts(result: RowResult, own: set[str], reference: set[str]) -> str:
+    """Seeds and cases of a row, and how many of its runs the reference has too, where that is not all."""
+    text, compared = f"{result.name}: {result.seeds} seeds, {result.cases} cases", len(own & reference)
+    return text if compared == len(own) else f"{text} ({compared} of {len(own)} runs compared)"
 
 
 def _made_by(measured: Sequence[Measured]) -> list[str]:

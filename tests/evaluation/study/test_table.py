@@ -72,7 +72,6 @@ def test_means_seeds_and_differences() -> None:
     assert (plain.seeds, plain.cases, plain.missed, plain.minutes, plain.peak_mib) == (2, 3, 1, 1.5, 200.0)
     assert cell.difference is None, "nothing is compared with itself"
     differences = [0.8 - 0.6, 0.9 - 0.8, 0.4 - 0.3]  # of seed 0, the only one that both have
-    assert (better.compared, better.runs) == (1, 1)
     assert better.cells["dice"].difference == pytest.approx(np.mean(differences))
     assert better.cells["dice"].p == pytest.approx(2 / 8), "of 2^3 patterns of signs two are as far from 0"
 
@@ -89,8 +88,9 @@ def test_only_runs_that_both_have_are_compared() -> None:
     _, better = summarise_rows(study(), runs)
     assert better.cells["dice"].difference == pytest.approx((0.2 + 0.1 + 0.1) / 3)
     assert better.cells["dice"].mean == pytest.approx((0.45 + 0.5 + 0.25) / 3)
-    text = format_markdown(study(), [better], runs, "")
-    assert "better: 2 seeds, 3 cases (1 of 2 runs compared)" in text
+    text = format_markdown(study(), summarise_rows(study(), runs), runs, "")
+    assert "Runs: plain: 2 seeds, 3 cases, better: 2 seeds, 3 cases (1 of 2 runs compared)." in text
+    assert "better: 1 seeds, 3 cases." in format_markdown(study(), summarise_rows(study(), RUNS), RUNS, "")
     assert "Rows differ in their runs" in format_markdown(study(), summarise_rows(study(), RUNS), RUNS, "")
     equal = [RUNS[0], RUNS[2]]
     assert "Rows differ" not in format_markdown(study(), summarise_rows(study(), equal), equal, "")
