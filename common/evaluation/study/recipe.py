@@ -4,7 +4,7 @@ A study file names rows (methods), seeds, and how the data are made::
 
     title: Left atrium, 4 labelled cases of 64
     bundle: multicure
-    overlays: [la_quarter]        # of every row, below bundles/<bundle>/configs
+    overlays: [la_quarter]        # of every row, of bundles/<bundle>/configs; or a file of yours: plan.yaml
     settings: {max_epochs: 40}    # of every row, as on the command line
     data:                         # commands of `python -m common.data`, made once a seed
     - split {source} --fraction 0.2 --seed 0 --output dataset_split.json
@@ -59,7 +59,7 @@ class Row:
     Attributes:
         name: as it stands in the table.
         bundle: whose configs train it.
-        overlays: names of config files on top of train.yaml, the later before the earlier.
+        overlays: config files on top of train.yaml, the later before the earlier.
         settings: keys and values of the command line.
         data: commands of ``python -m common.data``, with places to fill.
         datalist: JSON to train on, in the folder made (or in the source where none is made).
@@ -70,7 +70,7 @@ class Row:
 
     name: str
     bundle: str
-    overlays: tuple[str, ...] = ()
+    overlays: tuple[Path, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     data: tuple[str, ...] = ()
     datalist: str = "dataset.json"
@@ -81,7 +81,11 @@ class Row:
     @property
     def configs(self) -> Path:
         """Folder of the bundle's configs, from the repository's root."""
-        return Path("bundles") / self.bundle / "configs"
+        return _configs(self.bundle)
+
+    def files(self, *last: str) -> list[Path]:
+        """train.yaml, the overlays, and what of the bundle's configs comes last."""
+        return [self.configs / "train.yaml", *self.overlays, *(self.configs / f"{name}.yaml" for name in last)]
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,8 @@ def read_study(path: str | os.PathLike[str]) -> Study:
     """Read a study file and check it against the bundles that are there.
 
     Args:
-        path: the YAML file; overlays are looked for below ``bundles`` in the working directory.
+        path: the YAML file; overlays are looked for below ``bundles`` in the working directory, those that end in
+            ``.yaml`` from the study file's folder.
 
     Raises:
         DataError: with every fault of the file and its fix.
@@ -208,7 +213,7 @@ def _read_rows(content: dict[str, Any], file: str, faults: list[Fault]) -> list[
     if not isinstance(listed, dict) or not listed:
         faults.append(Fault(f"{file}, rows", "names no row", "write rows: {supervised: {overlays: [supervised]}, ...}"))
         return []
-    rows = []
+    rows, shared = [], content.get("overlays") or ()
     for name, entry in listed.items():
         own = entry or {}
         where = f"{file}, row {name}"
@@ -224,7 +229,7 @@ def _read_rows(content: dict[str, Any], file: str, faults: list[Fault]) -> list[
             Row(
                 name=str(name),
                 bundle=str(bundle),
-                overlays=(*(content.get("overlays") or ()), *(own.get("overlays") or ())),
+                overlays=tuple(_overlay(name, str(bundle), file) for name in (*shared, *(own.get("overlays") or ()))),
                 settings={**(content.get("settings") or {}), **(own.get("settings") or {})},
                 data=tuple(made),
                 datalist=own.get("datalist", content.get("datalist", "dataset.json")),
@@ -236,6 +241,16 @@ def _read_rows(content: dict[str, Any], file: str, faults: list[Fault]) -> list[
     return rows
 
 
+def _configs(bundle: str) -> Path:
+    return Path("bundles") / bundle / "configs"
+
+
+def _overlay(name: Any, bundle: str, file: str) -> Path:
+    """A file of the user's own by its path, one of the bundle's by its name."""
+    own = str(name).endswith(".yaml")
+    return Path(file).parent / str(name) if own else _configs(bundle) / f"{name}.yaml"
+
+
 def _check_row(row: Row, file: str, folds: int) -> list[Fault]:
     """Faults of one row: bundle, overlays, places of its data commands."""
     where = f"{file}, row {row.name}"
@@ -245,8 +260,8 @@ def _check_row(row: Row, file: str, folds: int) -> list[Fault]:
         faults.append(Fault(where, f"no bundle {row.bundle!r} here", f"use one of {', '.join(known)}, from the root"))
         return faults
     for overlay in row.overlays:
-        if not (row.configs / f"{overlay}.yaml").is_file():
-            faults.append(Fault(where, f"{row.configs} has no {overlay}.yaml", "correct `overlays`"))
+        if not overlay.is_file():
+            faults.append(Fault(where, f"{overlay.parent} has no {overlay.name}", "correct `overlays`"))
     fillable = {*_PLACES, *row.values}
     if not folds:
         fillable.discard("fold")

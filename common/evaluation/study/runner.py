@@ -161,12 +161,11 @@ class Runner:
             raise DataError([Fault(str(path.parent), what, "remove it, or give another --output")])
 
     def _recipe(self, run: Run) -> dict[str, Any]:
-        configs = [run.row.configs / f"{name}.yaml" for name in ("train", *run.row.overlays, "evaluate")]
         recipe = {
             "data": self._data_commands(run),
             "train": self._train(run),
             "evaluate": self._evaluate(run),
-            "configs": _digest([ConfigParser.load_config_file(path) for path in configs]),
+            "configs": _digest([ConfigParser.load_config_file(path) for path in run.row.files("evaluate")]),
         }
         return recipe | ({"calibrate": self._calibrate(run)} if self.study.calibrate else {})
 
@@ -237,24 +236,22 @@ class Runner:
     # commands
 
     def _train(self, run: Run) -> list[str]:
-        overlays = [str(run.row.configs / f"{name}.yaml") for name in ("train", *run.row.overlays)]
-        return self._command(run, "training", overlays, {"seed": run.seed, **run.row.settings})
+        return self._command(run, "training", run.row.files(), {"seed": run.seed, **run.row.settings})
 
     def _calibrate(self, run: Run) -> list[str]:
         return [word if word != "evaluating" else "calibrating" for word in self._evaluate(run)]
 
     def _evaluate(self, run: Run) -> list[str]:
-        overlays = [str(run.row.configs / f"{name}.yaml") for name in ("train", *run.row.overlays, "evaluate")]
         weights = str(self.folder(run) / "models" / self.study.weights)
         measure = {"section": self.study.section, "weights": weights, **self.study.measure_settings}
-        return self._command(run, "evaluating", overlays, {**run.row.settings, **measure})
+        return self._command(run, "evaluating", run.row.files("evaluate"), {**run.row.settings, **measure})
 
-    def _command(self, run: Run, run_id: str, configs: list[str], settings: dict[str, Any]) -> list[str]:
+    def _command(self, run: Run, run_id: str, configs: list[Path], settings: dict[str, Any]) -> list[str]:
         folder = self.folder(run)
         given: dict[str, Any] = {"ckpt_dir": str(folder / "models"), "output_dir": str(folder / "eval")}
         if self.source is not None:
             given |= {"dataset_dir": str(self._made(run)), "datalist": self._fill(run.row.datalist, run)}
-        command = ["-m", "monai.bundle", "run", run_id, "--config_file", str(configs)]
+        command = ["-m", "monai.bundle", "run", run_id, "--config_file", str([str(path) for path in configs])]
         for key, value in {**given, **settings}.items():
             command += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
         return command

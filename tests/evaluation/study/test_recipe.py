@@ -35,12 +35,24 @@ def test_rows_add_to_what_all_have(tmp_path: Path) -> None:
     path = written(tmp_path, overlays=["la_quarter"], settings={"alpha": 3.0, "beta": 2.0}, seeds=[3, 5])
     study = read_study(path)
     one, two = study.rows
-    assert (one.overlays, two.overlays) == (("la_quarter",), ("la_quarter", "mean_teacher"))
+    configs = Path("bundles/alc/configs")
+    assert one.files("evaluate") == [configs / f"{name}.yaml" for name in ("train", "la_quarter", "evaluate")]
+    assert two.files() == [configs / f"{name}.yaml" for name in ("train", "la_quarter", "mean_teacher")]
     assert two.settings == {"alpha": 1.0, "beta": 2.0}
     assert study.reference == "one"
     runs = [(run.seed, run.row.name, run.name) for run in study.runs()]
     assert runs == [(3, "one", "seed_3"), (3, "two", "seed_3"), (5, "one", "seed_5"), (5, "two", "seed_5")]
     assert [run.row.name for run in study.runs(("two",), (5,))] == ["two"]
+
+
+def test_an_overlay_may_be_a_file_of_the_users(tmp_path: Path) -> None:
+    path = written(tmp_path, overlays=["plan.yaml"])
+    with pytest.raises(DataError, match=r"has no plan\.yaml"):
+        read_study(path)
+    (tmp_path / "plan.yaml").write_text("num_classes: 3\n")
+    one, two = read_study(path).rows
+    assert one.overlays == (tmp_path / "plan.yaml",)
+    assert two.overlays == (tmp_path / "plan.yaml", Path("bundles/alc/configs/mean_teacher.yaml"))
 
 
 def test_folds_are_runs_of_their_own(tmp_path: Path) -> None:

@@ -179,7 +179,8 @@ def test_the_end_of_a_study_is_the_end_of_its_runs(tmp_path: Path) -> None:
 def test_the_commands(tmp_path: Path) -> None:
     """What is typed, and that rows which share a recipe of data share the data."""
     data = ("split {source} --output s.json", "corrupt {source} --seed {seed} --output {made} --fraction {share}")
-    rows = [Row(name, "alc", ("la",), {"alpha": 1.5, "spacing": [1, 2]}, data, values={"share": 0.5}) for name in "ab"]
+    overlays = (Path("bundles/alc/configs/la.yaml"),)
+    rows = [Row(name, "alc", overlays, {"alpha": 1.5, "spacing": [1, 2]}, data, values={"share": 0.5}) for name in "ab"]
     runner = Runner(study("a", weights="model_final.pt"), tmp_path, tmp_path / "out")
     train, evaluate = runner._train(Run(rows[0], 7)), runner._evaluate(Run(rows[0], 7))
     assert train[:4] == ["-m", "monai.bundle", "run", "training"]
