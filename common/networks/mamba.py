@@ -1,5 +1,7 @@
 """Mamba block, over sequences and over the voxels of feature maps."""
 
+# A, B, C and D are the source's names.
+# flake8: noqa: N803,N806
 from __future__ import annotations
 
 import math

@@ -1,5 +1,7 @@
 """Selective scan of Mamba: a linear recurrence whose coefficients depend on the input, on any device."""
 
+# A, B, C and D are the source's names.
+# flake8: noqa: N803,N806
 from __future__ import annotations
 
 import functools
