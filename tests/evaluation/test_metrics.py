@@ -164,6 +164,25 @@ def test_surfaces_on_the_crop_equal_those_of_the_whole_image() -> None:
         assert np.array_equal(there, padded[0]) and np.array_equal(back, padded[1])
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_an_image_of_one_slice_is_a_2d_image(axis: int) -> None:
+    rng = np.random.default_rng(4)
+    prediction, reference = (blob_map(rng, (24, 20), 3) for _ in range(2))
+    reference[reference == 2] = 0  # a spurious structure, whose distance is the diagonal
+    spacing = list(SPACINGS[2])
+    flat = structure_metrics(prediction, reference, LABELS, spacing)
+    spacing.insert(axis, 7.0)
+    thick = [np.expand_dims(labels, axis) for labels in (prediction, reference)]
+    assert structure_metrics(*thick, LABELS, spacing) == flat
+    assert flat[0]["asd"] > 0 and flat[1]["spurious"]
+
+
+def test_an_image_of_one_voxel() -> None:
+    one = np.ones((1, 1, 1), dtype=int)
+    assert structure_metrics(one, one, {1: "a"}, (1.0, 1.0, 2.0))[0]["hd95"] == 0
+    assert structure_metrics(0 * one, one, {1: "a"}, (1.0, 2.0, 2.0))[0]["hd95"] == 3
+
+
 @pytest.mark.parametrize("shape", [(6, 8), (6, 8, 10)])
 def test_empty_masks(shape: tuple[int, ...]) -> None:
     spacing = SPACINGS[len(shape)]

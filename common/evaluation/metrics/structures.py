@@ -14,8 +14,17 @@ from ..calibration import ECE_BINS, CalibrationErrors, calibration_errors
 
 
 def image_diagonal(shape: Sequence[int], spacing: Sequence[float]) -> float:
-    """Length of the image's space diagonal, from corner to corner of the outermost voxels, in units of ``spacing``."""
-    return float(np.linalg.norm(np.multiply(shape, spacing)))
+    """Length of the image's space diagonal, from corner to corner of the outermost voxels, in units of ``spacing``.
+
+    An axis of one voxel counts nothing: an image of one slice is a 2D image.
+    """
+    flat = _flat_axes(shape)
+    return float(np.linalg.norm([shape[axis] * spacing[axis] for axis in range(len(shape)) if axis not in flat]))
+
+
+def _flat_axes(shape: Sequence[int]) -> tuple[int, ...]:
+    """The axes of one voxel, along which an image has no extent; none of them where it is a single voxel."""
+    return tuple(axis for axis, size in enumerate(shape) if size == 1) if max(shape) > 1 else ()
 
 
 def _surfaces(
@@ -24,13 +33,15 @@ def _surfaces(
     """First corner of the bounding box of both masks together, and their surfaces in it.
 
     Every voxel on that box's faces has background, or the image's border, behind it: erosion sees the same neighbours
-    as in the whole image, so the surfaces are equal.
+    as in the whole image, so the surfaces are equal. An image of one slice has no surface across it, else all voxels
+    would be surface.
     """
+    flat = _flat_axes(prediction.shape)
     places = np.nonzero(prediction | reference)
     corner = [int(axis.min()) for axis in places]
     box = tuple(slice(first, int(axis.max()) + 1) for first, axis in zip(corner, places, strict=True))
-    edges = get_mask_edges(prediction[box], reference[box], crop=False)
-    return corner, (edges[0], edges[1])
+    edges = get_mask_edges(np.squeeze(prediction[box], flat), np.squeeze(reference[box], flat), crop=False)
+    return corner, (np.expand_dims(edges[0], flat), np.expand_dims(edges[1], flat))
 
 
 def surface_distances(

@@ -57,18 +57,13 @@ def largest_error(
             value = max(lone, key=lambda value: int(lone[value].sum()))
             points = np.argwhere(lone[value])
             return LargestError(value, _middle(_fullest(points, np.ones(len(points)), axis)[0]), None, kind)
-    # a flat image has no surface across its flat axis: there all voxels would be surface
-    kept = [a for a in range(label.ndim) if label.shape[a] > 1]
-    sizes = [spacing[a] for a in kept]
-    far = {value: farthest_voxels(np.squeeze(own), np.squeeze(true), sizes) for value, (own, true) in pairs.items()}
+    far = {value: farthest_voxels(own, true, spacing) for value, (own, true) in pairs.items()}
     if not far:
         return None
     value = max(far, key=lambda value: (float(far[value][1].min()), float(far[value][1].max())))
-    flat, distances = far[value]
+    points, distances = far[value]
     if not distances.any():
         return None
-    points = np.zeros((len(flat), label.ndim), dtype=np.intp)
-    points[:, kept] = flat
     points, distances = _fullest(points, distances, axis)
     worst = int(distances.argmax())
     return LargestError(value, tuple(int(i) for i in points[worst]), float(distances[worst]))
