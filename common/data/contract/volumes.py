@@ -13,6 +13,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from .faults import DataError, Fault
+
 ENDINGS = (".nii", ".nii.gz")
 # beyond it the squares of an image's 10^8 voxels add up to more than float32 holds (3e38)
 LARGEST_INTENSITY = 1e15
@@ -173,7 +175,8 @@ def read_voxels(header: Header, report: Report) -> np.ndarray | None:
         report: called with each fault.
 
     Returns:
-        the stored array, None if it cannot be read or does not hold real numbers.
+        the stored array, in ``header.shape`` if there is one channel (a fourth axis of length 1 is dropped); None if
+        it cannot be read or does not hold real numbers.
     """
     try:
         voxels = np.asanyarray(_with_checksum(header.image).dataobj)
@@ -184,7 +187,23 @@ def read_voxels(header: Header, report: Report) -> np.ndarray | None:
         what = f"stores {voxels.dtype} (colour or complex) where plain numbers are expected"
         report(what, "store one number a voxel")
         return None
-    return voxels
+    return voxels.reshape(header.shape) if header.channels == 1 else voxels
+
+
+def read_volume(path: str | os.PathLike[str]) -> tuple[np.ndarray, Header]:
+    """Voxels, see :func:`read_voxels`, and geometry of a NIfTI file.
+
+    Raises:
+        DataError: when it is missing, cannot be read or holds no plain numbers.
+    """
+
+    def report(what: str, fix: str) -> None:
+        raise DataError([Fault(os.fspath(path), what, fix)])
+
+    header = read_header(os.fspath(path), report)
+    voxels = None if header is None else read_voxels(header, report)
+    assert header is not None and voxels is not None  # else a fault was raised
+    return voxels, header
 
 
 def _with_checksum(image: Any) -> Any:

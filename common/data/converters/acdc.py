@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from ..contract.output import fault
-from .base import Case, Source, Volume, below_test_folder, converter, held_out_names, read_volume, source_folder, stem
+from ..contract.volumes import read_volume
+from .base import Case, Source, Volume, below_test_folder, converter, held_out_names, source_folder, stem
 
 LABELS = {"0": "background", "1": "right ventricle", "2": "myocardium", "3": "left ventricle"}
 UNLABELLED = 4  # of the published scribbles

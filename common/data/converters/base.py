@@ -25,7 +25,6 @@ import numpy as np
 from tqdm import tqdm
 
 from ..contract.output import fault, new_folder, place, write_json
-from ..contract.volumes import Header, read_header, read_voxels
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 
@@ -211,22 +210,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise fault(path, f"holds a {type(content).__name__}", "give a JSON whose top level is a mapping")
     return content
-
-
-def read_volume(path: Path) -> tuple[np.ndarray, Header]:
-    """Voxels and geometry of a NIfTI file.
-
-    Raises:
-        DataError: when it is missing, cannot be read or holds no plain numbers.
-    """
-
-    def report(what: str, fix: str) -> None:
-        raise fault(path, what, fix)
-
-    header = read_header(str(path), report)
-    voxels = None if header is None else read_voxels(header, report)
-    assert header is not None and voxels is not None  # else a fault was raised
-    return voxels, header
 
 
 def write_volume(path: Path, volume: np.ndarray, affine: np.ndarray) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 
 from ..contract.faults import DataError, Fault
 from ..contract.output import fault
-from ..contract.volumes import Header, compare_geometry, count_values, read_header
-from .base import Case, Source, Volume, held_out_names, read_volume
+from ..contract.volumes import Header, compare_geometry, count_values, read_header, read_volume
+from .base import Case, Source, Volume, held_out_names
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .base import Case, Source, Volume, binary_mask, converter, read_volume, source_folder
+from ..contract.volumes import read_volume
+from .base import Case, Source, Volume, binary_mask, converter, source_folder
 from .cases import find_parts, listed_source, require_parts, three_axes
 
 LABELS = ("background", "tumour")

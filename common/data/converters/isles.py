@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from nibabel.processing import resample_from_to
 
-from ..contract.volumes import Header
-from .base import Case, Source, Volume, converter, read_volume
+from ..contract.volumes import Header, read_volume
+from .base import Case, Source, Volume, converter
 from .cases import drop_unlabelled, find_parts, listed_source, read_label, require_parts
 
 CHANNELS = ("dwi", "adc")

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from ..contract.output import fault
-from .base import Case, Source, Volume, binary_mask, converter, read_volume
+from ..contract.volumes import read_volume
+from .base import Case, Source, Volume, binary_mask, converter
 from .cases import Parts, drop_unlabelled, find_parts, listed_source, require_parts
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -39,6 +40,16 @@ def test_who_stands_apart() -> None:
 
 def test_a_mask_that_cannot_be_read_is_told_elsewhere(tmp_path: Path) -> None:
     assert rater_agreement({"image": "a.nii.gz", "labels": [str(tmp_path / "none.nii.gz")]}, [1]) is None
+
+
+def test_a_mask_with_a_fourth_axis_of_length_1_is_a_mask(tmp_path: Path) -> None:
+    mask = np.zeros((4, 4, 3), dtype=np.uint8)
+    mask[1:3] = 1
+    paths = [str(tmp_path / f"rater{number}.nii.gz") for number in range(2)]
+    for path, voxels in zip(paths, (mask, mask[..., None]), strict=True):
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), path)
+    found = rater_agreement({"image": "a.nii.gz", "labels": paths}, [1])
+    assert found is not None and found.mean == 1.0
 
 
 def test_check_tells_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

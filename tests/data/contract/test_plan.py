@@ -410,6 +410,16 @@ def test_foreground_is_what_labels_mark(ct: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["image", "label"])
+def test_a_fourth_axis_of_length_1_changes_nothing(ct: Path, name: str) -> None:
+    data, _ = read_data(ct)
+    expected = measure_traits(data, inspect_cases(data), reoriented=True)
+    file = nib.Nifti1Image.from_filename(ct / f"{name}_0.nii.gz")
+    write_image(ct / f"{name}_0.nii.gz", np.asarray(file.dataobj)[..., None], file.affine)
+    found = measure_traits(data, inspect_cases(data), reoriented=True)
+    assert found.foreground == expected.foreground is not None and found.smallest == expected.smallest
+
+
 # the command
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from ..checks import Case
 from ..dataset import SegmentationData
 from ..records import KINDS, is_kind
+from ..volumes import read_volume
 
 SAMPLES = 20_000  # foreground voxels of a case; percentiles of all cases together need no more
 WINDOW = (0.5, 99.5)  # percentiles
@@ -100,7 +101,8 @@ def measure_traits(data: SegmentationData, cases: Sequence[Case], reoriented: bo
 
 def _axes(path: str) -> tuple[int, ...]:
     """The file's axis that becomes each axis of RAS."""
-    into = nib.orientations.io_orientation(_open(path).affine)[:3, 0].astype(int)
+    image: Any = nib.load(path)
+    into = nib.orientations.io_orientation(image.affine)[:3, 0].astype(int)
     return tuple(int(axis) for axis in np.argsort(into))
 
 
@@ -124,7 +126,7 @@ def _intensities(cases: Sequence[Case]) -> tuple[Foreground | None, list[float]]
         paths = case.record["image"] if isinstance(case.record["image"], list) else [case.record["image"]]
         mask = _structures(case)
         for path in paths:
-            voxels = np.asanyarray(_open(path).dataobj)
+            voxels, _ = read_volume(path)
             zeros.append(float(np.mean(voxels == 0)))
             inside = voxels[mask] if mask is not None else np.empty(0)  # channels lie last, behind the mask's axes
             if inside.size:
@@ -144,9 +146,5 @@ def _structures(case: Case) -> np.ndarray | None:
     path = record.get("label") or next(iter(record.get("labels", ())), None) or record.get("scribble")
     if path is None:
         return None
-    label = np.asanyarray(_open(path).dataobj)
+    label, _ = read_volume(path)
     return (label > 0) & (label != record["scribble_unlabelled_value"]) if path == record.get("scribble") else label > 0
-
-
-def _open(path: str) -> Any:
-    return nib.load(path)
