@@ -30,17 +30,20 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder beside ``path`` that becomes it on success and is removed on error.
 
     Args:
-        path: folder to make; missing parents are made. It may be there only if it is empty.
+        path: folder to make, or a link to it; missing parents are made. It may be there only if it is empty.
 
     Yields:
         the temporary folder to write to.
 
     Raises:
-        DataError: when there is something at ``path`` already; nothing is overwritten.
+        DataError: when there is something at ``path`` already, as nothing is overwritten; or it is a mount point, which
+            no folder can become.
     """
-    target = Path(path)
+    target = Path(path).resolve()
+    if _is_mount(target):
+        raise fault(path, "is a mount point, which cannot be replaced", "give a folder below it")
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise fault(target, "the output is there already", "remove it, or give another --output")
+        raise fault(path, "the output is there already", "remove it, or give another --output")
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".writing-{target.name}-", dir=target.parent))
     try:
@@ -52,6 +55,13 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_mount(folder: Path) -> bool:
+    """Whether something is mounted there; a folder of the same file system shows only in Linux's list of mounts."""
+    mounts = Path("/proc/self/mountinfo")
+    listed = mounts.read_text(encoding="utf-8", errors="replace").splitlines() if mounts.is_file() else []
+    return os.path.ismount(folder) or str(folder).replace(" ", r"\040") in [line.split()[4] for line in listed]
 
 
 def write_json(content: dict[str, Any], path: Path) -> None:
