@@ -110,6 +110,14 @@ def test_la2018(tmp_path: Path) -> None:
     accepted(output)
 
 
+def test_a_linked_case_is_a_case(tmp_path: Path) -> None:
+    la_download(tmp_path / "in")
+    (tmp_path / "in" / "Training Set").rename(tmp_path / "disk")
+    (tmp_path / "in" / "Training Set").symlink_to(tmp_path / "disk")
+    output = convert_la2018(str(tmp_path / "in"), str(tmp_path / "out"))
+    assert [r["group"] for r in listing(output)["training"]] == ["AAA", "BBB"]
+
+
 def test_la2018_cropped_keeps_positions_and_takes_a_test_list(tmp_path: Path) -> None:
     la_download(tmp_path / "in")
     (tmp_path / "test.list").write_text("BBB\n\n")

@@ -17,6 +17,7 @@ from .faults import DataError, Fault
 from .names import case_name, shared_names
 from .open import open_data
 from .strict_json import read_json
+from .walk import paths_below
 
 NIFTI = (".nii", ".nii.gz")
 logger = logging.getLogger(__name__)
@@ -35,8 +36,8 @@ def images_to_segment(
     """List the images to segment, all of them opened and checked.
 
     Args:
-        dataset_dir: a NIfTI file, or a folder whose NIfTI files are all taken; where it holds none, all of its DICOM
-            series are taken, which are written as NIfTI to ``<output_dir>/dicom``.
+        dataset_dir: a NIfTI file, or a folder whose NIfTI files are all taken, those in linked folders too; where it
+            holds none, all of its DICOM series are taken, which are written as NIfTI to ``<output_dir>/dicom``.
         datalist: a NIfTI file, or a JSON: a list of paths or records, or a data set, of which ``test`` is taken; looked
             for in ``dataset_dir`` first. Paths are relative to ``dataset_dir`` if that is given, else to the JSON.
         phantom: kind of phantom whose ``test`` section is taken when nothing else is given.
@@ -94,7 +95,7 @@ def _list(
         found = [path]
     else:
         # names that begin with a dot are no images: macOS leaves such beside every file, so does an unfinished output
-        inside = sorted(p for p in path.rglob("*") if p.name.endswith(NIFTI) and not p.name.startswith("."))
+        inside = [p for p in paths_below(path) if p.name.endswith(NIFTI) and not p.name.startswith(".")]
         found = _without_results(inside, path, None if output_dir is None else Path(output_dir).absolute())
         if not found and output_dir is not None:
             found = series_as_nifti(path, Path(output_dir).absolute() / "dicom")
@@ -110,8 +111,9 @@ def _without_results(files: list[Path], folder: Path, output_dir: Path | None) -
     That is ``<case>/<case>_<what it shows>.nii.gz``, with ``<case>/<case>_pred.nii.gz`` among them and the image called
     ``<case>`` in another folder.
     """
-    if output_dir is not None and not folder.is_relative_to(output_dir):  # else all of the images lie in there
-        files = [path for path in files if not path.is_relative_to(output_dir)]
+    results_dir = None if output_dir is None else output_dir.resolve()  # to which a link may lead
+    if results_dir is not None and not folder.resolve().is_relative_to(results_dir):  # else all images lie in there
+        files = [path for path in files if not path.parent.resolve().is_relative_to(results_dir)]
     there = set(files)
     places: dict[str, set[Path]] = defaultdict(set)
     for path in files:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..contract.output import fault
 from ..contract.volumes import read_volume
+from ..contract.walk import paths_below
 from .base import Case, Source, Volume, below_test_folder, converter, held_out_names, source_folder, stem
 
 LABELS = {"0": "background", "1": "right ventricle", "2": "myocardium", "3": "left ventricle"}
@@ -75,7 +76,7 @@ def convert_acdc(source: Path, scribbles: str | None = None, test_list: str | No
 def _find_frames(folder: Path) -> dict[str, Path]:
     """Image of each frame by its name, ``patientXXX_frameYY``."""
     frames: dict[str, Path] = {}
-    for path in sorted(folder.rglob("patient*_frame*.nii*")):
+    for path in paths_below(folder, "patient*_frame*.nii*"):
         if not path.is_file() or not _FRAME.fullmatch(path.name):
             continue
         if stem(path) in frames:
@@ -87,7 +88,7 @@ def _find_frames(folder: Path) -> dict[str, Path]:
 
 
 def _find_scribbles(folder: Path) -> dict[str, Path]:
-    found = [path for path in sorted(folder.rglob("*_scribble.nii*")) if path.is_file()]
+    found = [path for path in paths_below(folder, "*_scribble.nii*") if path.is_file()]
     return {stem(path).removesuffix("_scribble"): path for path in found}
 
 

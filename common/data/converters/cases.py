@@ -13,6 +13,7 @@ import numpy as np
 from ..contract.faults import DataError, Fault
 from ..contract.output import fault
 from ..contract.volumes import Header, compare_geometry, count_values, read_header, read_volume
+from ..contract.walk import paths_below
 from .base import Case, Source, Volume, held_out_names
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def find_parts(folder: Path, pattern: str, expected: str) -> dict[str, Parts]:
     """
     found: dict[str, Parts] = {}
     wanted = re.compile(rf"(?:^|/){pattern}$", re.IGNORECASE)
-    for path in sorted(folder.rglob("*")):
+    for path in paths_below(folder):
         match = wanted.search(path.relative_to(folder).as_posix())
         if match is None or not path.is_file():
             continue

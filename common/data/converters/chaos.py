@@ -17,6 +17,7 @@ import pydicom
 from PIL import Image, UnidentifiedImageError
 
 from ..contract.output import fault
+from ..contract.walk import paths_below
 from ..loading.dicom import LPS_TO_RAS, read_dicom_series
 from .base import Case, Source, Volume, below_test_folder, converter, held_out_names
 
@@ -93,7 +94,7 @@ def _find_cases(folder: Path) -> dict[str, Path]:
     """Folder ``T1DUAL`` of each labelled case, in the order of the case numbers."""
     cases: dict[str, Path] = {}
     left_out = []
-    for path in sorted(folder.rglob("T1DUAL"), key=_natural):
+    for path in sorted(paths_below(folder, "T1DUAL"), key=_natural):
         case = path.parent.name
         if not (path / "Ground").is_dir():
             if not below_test_folder(path, folder):
@@ -112,8 +113,8 @@ def _find_cases(folder: Path) -> dict[str, Path]:
 
 def _pairs(ground: Path, scans: Path) -> list[tuple[Path, Path]]:
     """DICOM file and PNG of each slice."""
-    files = sorted(scans.rglob("*.dcm"), key=_natural)
-    pictures = sorted(ground.rglob("*.png"), key=_natural)
+    files = sorted(paths_below(scans, "*.dcm"), key=_natural)
+    pictures = sorted(paths_below(ground, "*.png"), key=_natural)
     if len(files) != len(pictures):
         what = f"holds {len(pictures)} PNGs for {len(files)} DICOM files in {scans}"
         raise fault(ground, what, "download the case again")

@@ -11,6 +11,7 @@ import nrrd
 import numpy as np
 
 from ..contract.output import fault
+from ..contract.walk import paths_below
 from ..loading.dicom import LPS_TO_RAS
 from .base import Case, Source, Volume, below_test_folder, binary_mask, converter, crop, held_out_names
 
@@ -105,7 +106,7 @@ def _h5_cases(files: dict[str, Path], tests: set[str]) -> Iterator[Case]:
 def _case_files(folder: Path, file_name: str) -> dict[str, Path]:
     """File of each case; a case is named by its folder."""
     files: dict[str, Path] = {}
-    for path in sorted(folder.rglob(file_name)):
+    for path in paths_below(folder, file_name):
         name = path.parent.name
         if name in files:
             raise fault(path.parent, f"a second case of the name {name}", "keep one of them")

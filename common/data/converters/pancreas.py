@@ -29,6 +29,7 @@ import numpy as np
 from nibabel import orientations
 
 from ..contract.output import fault
+from ..contract.walk import paths_below
 from ..loading.dicom import read_dicom_series
 from .base import NIFTI_ENDINGS, Case, Source, Volume, binary_mask, converter, crop, held_out_names, source_folder
 
@@ -160,7 +161,7 @@ def _number(name: str) -> str | None:
 def _find_images(folder: Path) -> dict[str, Path]:
     """Folder of DICOM files or NIfTI file of each case, by number."""
     images: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
+    for path in paths_below(folder):
         number = _number(path.name)
         dicom = path.is_dir() and path.name.upper().startswith("PANCREAS_")
         nifti = path.name.endswith(NIFTI_ENDINGS) and not path.name.lower().startswith(("label", "."))
@@ -173,7 +174,7 @@ def _find_images(folder: Path) -> dict[str, Path]:
 
 
 def _find_labels(folder: Path) -> dict[str, Path]:
-    found = [path for path in sorted(folder.rglob("label*")) if path.name.endswith(NIFTI_ENDINGS)]
+    found = [path for path in paths_below(folder, "label*") if path.name.endswith(NIFTI_ENDINGS)]
     return {number: path for path in found if (number := _number(path.name)) is not None}
 
 

@@ -18,6 +18,7 @@ from ...errors import ExpectedError
 from ...files import atomic_path
 from ..contract.faults import DataError
 from ..contract.output import fault
+from ..contract.walk import paths_below
 
 # NRRD and DICOM give positions as left, posterior, superior; NIfTI as right, anterior, superior
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -51,7 +52,7 @@ def read_dicom_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         DataError: when there is no series, more than one, or its slices do not form a volume.
     """
-    files = sorted(folder.rglob("*.dcm"))
+    files = paths_below(folder, "*.dcm")
     if not files:
         raise fault(folder, "holds no .dcm files", "download the case again")
     volume, affine, _ = read_slices(files, folder)
@@ -179,8 +180,10 @@ def find_series(root: Path) -> list[Series]:
     files: dict[tuple[Path, str], list[Path]] = defaultdict(list)
     heads: dict[tuple[Path, str], Any] = {}
     tags = ["SeriesInstanceUID", "SeriesNumber", "ImageType", "ImagePositionPatient", "NumberOfFrames", "Modality"]
-    for path in sorted(p for p in root.rglob("*") if p.is_file() and p.suffix.lower() not in _OTHERS):
-        if path.name.startswith(".") or not pydicom.misc.is_dicom(path):
+    for path in paths_below(root):
+        if path.suffix.lower() in _OTHERS or path.name.startswith(".") or not path.is_file():
+            continue
+        if not pydicom.misc.is_dicom(path):
             continue
         try:
             head = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)

@@ -50,6 +50,21 @@ def test_a_folder_with_all_below(folder: Path) -> None:
     assert names(images_to_segment(folder)) == [str(folder / "b.nii.gz"), str(folder / "below" / "a.nii")]
 
 
+def test_a_linked_folder_is_a_folder(folder: Path) -> None:
+    (folder / "below").rename(folder.parent / "disk")
+    (folder / "below").symlink_to(folder.parent / "disk")
+    (folder / "again").symlink_to(folder)
+    assert names(images_to_segment(folder)) == [str(folder / "b.nii.gz"), str(folder / "below" / "a.nii")]
+
+
+@pytest.mark.parametrize("given", ["disk", "images/out"])
+def test_results_behind_a_link_are_no_images(given: str, folder: Path) -> None:
+    (folder.parent / "disk").mkdir()
+    save(folder.parent / "disk" / "c_pred.nii.gz")
+    (folder / "out").symlink_to(folder.parent / "disk")
+    assert len(images_to_segment(folder, output_dir=folder.parent / given)) == 2
+
+
 def test_paths_are_absolute(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     assert names(images_to_segment("b.nii.gz")) == [str(folder / "b.nii.gz")]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from common.data import DataError, images_to_segment
-from common.data.loading.dicom import find_series, series_as_nifti, source_files
+from common.data.loading.dicom import find_series, read_dicom_series, series_as_nifti, source_files
 from common.errors import ExpectedError
 from tests.data.loading.series import SLANTED, write_series
 
@@ -46,6 +46,14 @@ def test_series_are_called_by_their_folders(tmp_path: Path) -> None:
     write_series(tmp_path / "patient 2", VOLUME, uid="1.4", ending=".c", SeriesNumber=7)
     assert names(tmp_path) == ["patient_1_CT", "patient_2_2", "patient_2_4", "patient_2_7"]
     assert names(tmp_path / "patient 1" / "CT") == ["CT"]
+
+
+def test_linked_folders_are_entered(tmp_path: Path) -> None:
+    write_series(tmp_path / "disk" / "CT", VOLUME)
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "patient").symlink_to(tmp_path / "disk")
+    assert names(tmp_path / "scans") == ["patient_CT"]
+    np.testing.assert_array_equal(read_dicom_series(tmp_path / "scans")[0], VOLUME)
 
 
 def test_what_holds_no_slices_is_passed_over(tmp_path: Path) -> None:
