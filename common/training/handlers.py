@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -245,10 +246,14 @@ class RunCheckpoint:
         self.resume = switch(resume, "resume")
         self.save_interval = save_interval
         self._method_settings: dict[str, Any] = {}
+        self._step_settings: dict[str, Any] = {}
 
     def attach(self, engine: Engine) -> None:
         """Attach to a :class:`~common.training.trainer.MethodTrainer` and, when resuming, load its state."""
         self._method_settings = _plain(vars(engine.method))
+        schedule = {} if self.lr_scheduler is None else self.lr_scheduler.state_dict()
+        # as they are built: what some schedules show of themselves and the optimiser changes as they run
+        self._step_settings = deepcopy(_step_settings(engine.optimizer.state_dict(), schedule))
         if self.resume:
             self._start(engine)
             self._load(engine)
@@ -292,6 +297,7 @@ class RunCheckpoint:
             "processes": idist.get_world_size(),
             "cases_per_batch": list(getattr(getattr(engine.data_loader, "batch_sampler", None), "sizes", ())),
             "method_settings": self._method_settings,
+            "step_settings": self._step_settings,
             "skipped_steps": engine.skipped_steps,
         }
         if self.lr_scheduler is not None:
@@ -338,6 +344,8 @@ class RunCheckpoint:
             needed["lr_scheduler"] = dict
         if self.validator is not None:
             needed |= {"best_metric": float, "best_metric_epoch": int}
+        if "step_settings" in state:  # not in those of earlier versions
+            needed["step_settings"] = dict
         lacking = [key for key, kind in needed.items() if not isinstance(state.get(key), kind)]
         if "optimizer" not in lacking and not isinstance(state["optimizer"].get("param_groups"), list):
             lacking.append("optimizer")
@@ -368,9 +376,16 @@ def _plain(attributes: dict[str, Any]) -> dict[str, Any]:
 def _settings(state: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint's method, batches, optimiser and schedule were told, not what they have come to since."""
     found = {"processes": state["processes"], "cases_per_batch": state["cases_per_batch"], **state["method_settings"]}
-    for number, group in enumerate(state["optimizer"]["param_groups"]):
+    if "step_settings" in state:
+        return found | state["step_settings"]
+    return found | _step_settings(state["optimizer"], state.get("lr_scheduler", {}))
+
+
+def _step_settings(optimizer: dict[str, Any], schedule: dict[str, Any]) -> dict[str, Any]:
+    """What states of an optimiser and a schedule were told, by its name in messages."""
+    found: dict[str, Any] = {}
+    for number, group in enumerate(optimizer["param_groups"]):
         told = {key: value for key, value in group.items() if key not in ("params", "lr")}
         found |= {f"{key} (of the optimiser's group {number})": value for key, value in told.items()}
-    schedule = state.get("lr_scheduler", {})
     told = {key: value for key, value in schedule.items() if not key.startswith("_") and key != "last_epoch"}
     return found | {f"{key} (of the learning rate's schedule)": value for key, value in told.items()}

@@ -22,6 +22,7 @@ from ignite.engine import Engine, Events
 from ignite.metrics import Metric
 from monai.engines import SupervisedEvaluator
 from monai.handlers import LrScheduleHandler, ValidationHandler
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, OneCycleLR, StepLR
 
 from common.training import handlers
 from common.training.handlers import LossProgressBar, RunCheckpoint, TrainingHistory
@@ -64,7 +65,14 @@ class Run:
     """A whole run, as a config puts it together: validator, scheduler, history, checkpoint."""
 
     def __init__(
-        self, folder: Path, resume: bool = False, weights: int = 0, value: Any = None, every: int = 1, **arguments: Any
+        self,
+        folder: Path,
+        resume: bool = False,
+        weights: int = 0,
+        value: Any = None,
+        every: int = 1,
+        schedule: Any = None,
+        **arguments: Any,
     ) -> None:
         torch.manual_seed(weights)
         self.folder = folder
@@ -72,7 +80,8 @@ class Run:
         network = self.method.network
         self.validator = tiny_validator(network, value or (lambda: next(network.parameters()).sum().item()))
         self.trainer: MethodTrainer = tiny_trainer(self.method, **({"max_epochs": 4} | arguments))
-        self.scheduler = scheduler = torch.optim.lr_scheduler.StepLR(self.trainer.optimizer, 5, 0.5)
+        build = schedule or (lambda optimizer: StepLR(optimizer, 5, 0.5))
+        self.scheduler = scheduler = build(self.trainer.optimizer)
         self.checkpoint = RunCheckpoint(folder, folder, network, self.validator, scheduler, resume)
         for handler in (
             LrScheduleHandler(scheduler, print_lr=False, epoch_level=False),
@@ -160,6 +169,49 @@ def test_resumed_is_the_same_as_uninterrupted(iteration: int, tmp_path: Path) ->
     assert (tmp_path / "broken/history.csv").read_bytes() == (tmp_path / "whole/history.csv").read_bytes()
 
 
+#: what these show of themselves, or of the optimiser's momentum, changes as they run
+CHANGING = {
+    "warm restarts": lambda optimizer: CosineAnnealingWarmRestarts(optimizer, 5),
+    "one cycle": lambda optimizer: OneCycleLR(optimizer, 0.2, total_steps=13),
+}
+
+
+@pytest.mark.parametrize("name", CHANGING)
+def test_a_schedule_that_changes_its_settings_is_resumed(name: str, tmp_path: Path) -> None:
+    whole = Run(tmp_path / "whole", schedule=CHANGING[name]).go()
+    Run(tmp_path / "broken", schedule=CHANGING[name]).fail_at(8)
+    Run(tmp_path / "broken", resume=True, weights=1, schedule=CHANGING[name]).fail_at(11)
+    resumed = Run(tmp_path / "broken", resume=True, weights=1, schedule=CHANGING[name]).go()
+    assert_same_to_the_bit(snapshot(resumed.method), snapshot(whole.method))
+    expected, state = whole.load("last.ckpt"), resumed.load("last.ckpt")
+    assert state["lr_scheduler"] == expected["lr_scheduler"] and state["step_settings"] == expected["step_settings"]
+    assert (tmp_path / "broken/history.csv").read_bytes() == (tmp_path / "whole/history.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (lambda optimizer: CosineAnnealingWarmRestarts(optimizer, 6), "has T_0 .* 5, the config 6"),
+        (lambda optimizer: CosineAnnealingWarmRestarts(optimizer, 5, T_mult=2), "has T_mult .* 1, the config 2"),
+    ],
+)
+def test_another_schedule_of_that_kind_is_refused(schedule: Any, message: str, tmp_path: Path) -> None:
+    Run(tmp_path, schedule=CHANGING["warm restarts"]).go()
+    with pytest.raises(ValueError, match=message + ".*settings that the run began with"):
+        Run(tmp_path, resume=True, schedule=schedule)
+
+
+def test_a_checkpoint_without_the_settings_of_its_steps_is_compared_by_its_state(tmp_path: Path) -> None:
+    """Those of earlier versions."""
+    run = Run(tmp_path).go()
+    state = run.load("last.ckpt")
+    del state["step_settings"]
+    torch.save(state, tmp_path / "last.ckpt")
+    assert Run(tmp_path, resume=True).trainer.state.epoch == 4
+    with pytest.raises(ValueError, match="has gamma .* 0.5, the config 0.1"):
+        Run(tmp_path, resume=True, schedule=lambda optimizer: StepLR(optimizer, 5, 0.1))
+
+
 def test_the_skips_of_a_run_are_counted_across_resuming(tmp_path: Path) -> None:
     run = Run(tmp_path, max_epochs=1)
     run.trainer.skipped_steps = 2
@@ -243,7 +295,10 @@ BROKEN = {
         "is no whole checkpoint: it lacks method, optimizer, scaler, epoch, .*" + START_ANEW,
     ),
     "keys gone": (changed(scaler=None, lr_scheduler=None), "it lacks scaler, lr_scheduler. " + START_ANEW),
-    "wrong type": (changed(epoch="two", optimizer={}), "it lacks epoch, optimizer. " + START_ANEW),
+    "wrong type": (
+        changed(epoch="two", optimizer={}, step_settings=[]),
+        "it lacks epoch, step_settings, optimizer. " + START_ANEW,
+    ),
     "NaN": (not_finite, r"network.layers.0.bias has 1 of 2 values that are NaN or infinite. " + START_ANEW),
     "other method": (
         changed(method={"encoder.weight": torch.zeros(2)}),
