@@ -47,13 +47,18 @@ class CaseMetrics:
     def __init__(self, output_dir: str | os.PathLike[str], structures: dict[int, str], seed: int = 0) -> None:
         self.folder = Path(output_dir)
         self.seed = seed
-        self.table = CaseTable({int(value): name for value, name in structures.items() if int(value) != 0})
+        self.structures = {int(value): name for value, name in structures.items() if int(value) != 0}
+        self.table = CaseTable(self.structures)
 
     def attach(self, engine: Engine) -> None:
         """Attach to an evaluator."""
-        engine.add_event_handler(Events.STARTED, lambda: start_results(self.folder))
+        engine.add_event_handler(Events.STARTED, self._started)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._case)
         engine.add_event_handler(Events.COMPLETED, self._completed)
+
+    def _started(self) -> None:
+        start_results(self.folder)
+        self.table = CaseTable(self.structures)
 
     def _case(self, engine: Engine) -> None:
         for batch, output in zip(engine.state.batch, engine.state.output, strict=True):

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from ..data.contract.names import case_name, structure_names, voxel_size
+from ..data.contract.names import case_name, structure_names, voxel_ml, voxel_size
 from ..files import atomic_path
 from .report.cases import (
     MARKS,
@@ -79,7 +79,7 @@ def draw_preview(
     figure = Figure(figsize=(8.0, 4.6))
     for ax, index, what in zip(figure.subplots(1, 2), (middle, largest), ("middle", "largest structure"), strict=True):
         plane, outlines = (np.take(volume, index, axis=axis).T[::-1, ::-1] for volume in (seen, mask))
-        picture = CasePicture(plane, None, outlines, None, (spacing[down], spacing[across]), window, "")
+        picture = CasePicture(plane, None, outlines, None, (spacing[down], spacing[across]), window, "", in_mm=in_mm)
         draw_case(
             ax,
             plane,
@@ -91,13 +91,12 @@ def draw_preview(
         )
         shown = what if mask.any() else "nothing was segmented"
         draw_caption(ax, f"{VIEWS[axis]} slice {index + 1} of {mask.shape[axis]}, {shown}")
-        draw_scale_bar(ax, picture, "mm" if in_mm else "voxels")
-        if in_mm:
-            picture.marks = MARKS[axis]
-            draw_marks(ax, picture)
-    voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000.0
+        picture.marks = MARKS[axis] if in_mm else ""
+        draw_scale_bar(ax, picture)
+        draw_marks(ax, picture)
     counts = {value: int((mask == value).sum()) for value in labels}
-    sizes = {value: f"{count * voxel_ml:.4g} ml" if in_mm else f"{count} voxels" for value, count in counts.items()}
+    ml = voxel_ml(affine)
+    sizes = {value: f"{count * ml:.4g} ml" if in_mm else f"{count} voxels" for value, count in counts.items()}
     named = {value: f"{name}, {sizes[value]}" for value, name in labels.items()}
     rows = -(-len(named) // _PER_ROW)
     # names and sizes below the pictures, however many there are

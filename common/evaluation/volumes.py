@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 
-from ..data.contract.names import case_name, structure_names, voxel_size
+from ..data.contract.names import case_name, structure_names, voxel_ml, voxel_size
 from .metrics.cases import write_rows
 
 LEVELS = (0.05, 0.95)  # quantiles of the interval
@@ -144,7 +144,7 @@ class CaseVolumes:
                 torch.as_tensor(output["samples"]) if "samples" in output else None,
                 torch.as_tensor(output["left_out"])[0] if "left_out" in output else None,
                 None if reference is None else torch.as_tensor(reference)[0].to(prediction.device),
-                float(prediction.affine[:3, :3].det().abs()) / 1000.0 if known else None,
+                voxel_ml(prediction.affine.cpu().numpy()) if known else None,
             )
             self.rows += [{"case": case, **row} for row in rows]
         # after each case, so that those that are done are there when a run is stopped

@@ -53,6 +53,16 @@ def test_case_metrics_in_millimetres(label_in_output: bool, tmp_path: Path, caps
     assert (tmp_path / "reliability.csv").is_file()
 
 
+def test_an_evaluator_runs_again(tmp_path: Path) -> None:
+    label = MetaTensor(torch.ones(1, 4, 4, 4), meta={"filename_or_obj": "a.nii.gz"})
+    output = {"pred": label, "label": label, "probabilities": torch.cat([1 - label, label])}
+    evaluator = Engine(lambda engine, batch: [output])
+    CaseMetrics(tmp_path, {1: "body"}).attach(evaluator)
+    for _ in range(2):
+        evaluator.run([[{}]])
+        assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 2
+
+
 def test_case_metrics_without_voxel_size(tmp_path: Path) -> None:
     rows = evaluate(tmp_path, torch.eye(4))
     assert {row["unit"] for row in rows} == {"voxel"}

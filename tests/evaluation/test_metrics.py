@@ -172,8 +172,8 @@ def test_an_image_of_one_slice_is_a_2d_image(axis: int) -> None:
     spacing = list(SPACINGS[2])
     flat = structure_metrics(prediction, reference, LABELS, spacing)
     spacing.insert(axis, 7.0)
-    thick = [np.expand_dims(labels, axis) for labels in (prediction, reference)]
-    assert structure_metrics(*thick, LABELS, spacing) == flat
+    thick, true = (np.expand_dims(labels, axis) for labels in (prediction, reference))
+    assert structure_metrics(thick, true, LABELS, spacing) == flat
     assert flat[0]["asd"] > 0 and flat[1]["spurious"]
 
 

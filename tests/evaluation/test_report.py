@@ -243,6 +243,8 @@ def test_case_of_thick_sagittal_slices_flat_images_and_other_shapes(tmp_path: Pa
     picture = load_case(tmp_path, "thick")
     assert picture is not None and picture.where == "sagittal slice 3 of 5" and picture.spacing == (0.5, 1.0)
     assert picture.marks == "APSI"
+    unstated = load_case(tmp_path, "thick", in_mm=False)
+    assert unstated is not None and (unstated.in_mm, unstated.marks) == (False, "")
     assert picture.problems == ["label has another shape"] and picture.image.shape == (14, 12)
     write_case(tmp_path, "flat", image=image[0])
     flat = load_case(tmp_path, "flat")

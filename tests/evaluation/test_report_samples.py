@@ -72,6 +72,9 @@ def test_a_set_is_read_in_one_slice(tmp_path: Path) -> None:
     assert (
         inside.any() and shown.picture.image[inside].min() > 50 > shown.picture.image[~(shown.raters > 0).any(0)].max()
     )
+    assert shown.picture.in_mm
+    in_voxels = load_set(tmp_path, "case_1", in_mm=False)
+    assert in_voxels is not None and not in_voxels.picture.in_mm
     (tmp_path / "case_1" / "case_1_samples.nii.gz").unlink()
     assert load_set(tmp_path, "case_1") is None
 
@@ -83,9 +86,10 @@ def test_cases_by_ged(cases: int, kinds: list[str], tmp_path: Path, monkeypatch:
     write_evaluation(tmp_path, cases)
     asked: list[str] = []
 
-    def asking(folder: Path, case: str) -> page.SetPicture | None:
+    def asking(folder: Path, case: str, in_mm: bool) -> page.SetPicture | None:
+        assert in_mm
         asked.append(case)
-        return load_set(folder, case)
+        return load_set(folder, case, in_mm)
 
     monkeypatch.setattr(page, "load_set", asking)
     write_report(tmp_path, tmp_path / "history.csv")

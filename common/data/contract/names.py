@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 
 def case_name(image: str | Sequence[str]) -> str:
@@ -43,7 +45,17 @@ def structure_names(structures: Mapping[int, str] | Sequence[str] | None, num_cl
 
 
 def voxel_size(label: Any) -> tuple[float, ...] | None:
-    """Voxel size in mm; None where the file has no affine of its own (identity), so that distances are in voxels."""
+    """Voxel size in mm; None where the file states none, so that distances are in voxels.
+
+    That is an identity affine, or a NIfTI file without one (both codes 0), whose voxels have size 1.
+    """
+    size = tuple(float(step) for step in label.pixdim)
+    coded = any(int(label.meta.get(code, 1)) for code in ("qform_code", "sform_code"))
     if torch.equal(label.affine.double().cpu(), torch.eye(4, dtype=torch.float64)):
         return None
-    return tuple(float(size) for size in label.pixdim)
+    return size if coded or any(abs(step - 1.0) > 1e-6 for step in size) else None
+
+
+def voxel_ml(affine: NDArray[Any]) -> float:
+    """Volume of a voxel in ml, of an affine (4, 4) to mm that may be sheared."""
+    return abs(float(np.linalg.det(affine[:3, :3]))) / 1000.0

@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from ...data.contract.faults import DataError, Fault
-from ...data.contract.names import case_name, voxel_size
+from ...data.contract.names import case_name, voxel_ml, voxel_size
 from ...data.contract.records import is_kind
 from ...data.loading.transforms import SaveNiftid
 from ...files import atomic_path
@@ -142,8 +142,8 @@ class LabelAudit:
         self._save(item, suspect, proposed)
         parts = {value: disagreement(probabilities, label, value) for value in self.structures}
         score = float(np.mean(list(parts.values())))
-        size = voxel_size(item["label"])
-        unit, volume = ("voxel", 1.0) if size is None else ("ml", float(np.prod(size)) / 1000.0)
+        in_mm = voxel_size(item["label"]) is not None
+        unit, volume = ("ml", voxel_ml(item["label"].affine.cpu().numpy())) if in_mm else ("voxel", 1.0)
         for value, name in self.structures.items():
             much, little = volumes(label, proposed, value)
             verdict = "too large" if much > 2 * little else "too small" if little > 2 * much else "misplaced"
@@ -189,7 +189,9 @@ class LabelAudit:
 
     def _draw_page(self, cases: Sequence[str], scores: Mapping[str, float]) -> None:
         """A row a case: label in its image, proposed label beside it, suspicion."""
-        pictures = [load_case(self.folder, case, prediction="proposed", uncertainty="suspect") for case in cases]
+        in_mm = {row["case"]: row["unit"] == "ml" for row in self.rows}
+        names = {"prediction": "proposed", "uncertainty": "suspect"}
+        pictures = [load_case(self.folder, case, **names, in_mm=in_mm[case]) for case in cases]
         rows = [_ROW * picture_shape(picture) + _TITLE for picture in pictures]
         width, height = 3 * _ROW + 0.3, _HEAD + sum(rows) + _FOOT
         figure = Figure(figsize=(width, height), dpi=150)

@@ -47,14 +47,15 @@ class CasePicture:
         label: integer label map of the same shape, or None.
         prediction: likewise.
         uncertainty: non-negative map of the same shape, or None.
-        spacing: row and column spacing in mm.
+        spacing: row and column spacing.
         window: intensities shown black and white, see :func:`grey_window`.
         where: which slice this is, in words.
         problems: what was left out because it does not fit the image, in words.
-        marks: what lies at the left, right, top and bottom: R, L, A, P, S or I.
+        marks: what lies at the left, right, top and bottom: R, L, A, P, S or I; empty where no file says it.
         error: the largest error in this slice.
         error_place: row and column of its voxel.
         worst: the slice of the largest error, beside this one; None where the prediction has none.
+        in_mm: the spacing is in mm; else no file states it, and lengths are in voxels.
     """
 
     image: NDArray[Any]
@@ -69,6 +70,7 @@ class CasePicture:
     error: LargestError | None = None
     error_place: tuple[int, int] | None = None
     worst: CasePicture | None = None
+    in_mm: bool = True
 
 
 def _read_volume(path: Path) -> tuple[NDArray[np.float32], tuple[float, ...]]:
@@ -145,7 +147,11 @@ def zoom_window(
 
 
 def load_case(
-    predictions_dir: Path, case: str, prediction: str = "pred", uncertainty: str = "uncertainty"
+    predictions_dir: Path,
+    case: str,
+    prediction: str = "pred",
+    uncertainty: str = "uncertainty",
+    in_mm: bool = True,
 ) -> CasePicture | None:
     """Read a case's pictures, ``<case>/<case>_{image,label,pred,uncertainty}.nii.gz``, and cut the slice to show.
 
@@ -158,6 +164,7 @@ def load_case(
         case: its name.
         prediction: what the file of the prediction is called, after the case's name.
         uncertainty: likewise that of the uncertainty map.
+        in_mm: the case's files state a voxel size; else nothing is known of lengths and of the patient's sides.
 
     Returns:
         the slice, or None when there is no image.
@@ -180,11 +187,11 @@ def load_case(
     volumes = {"image": image, **found}
     window = grey_window(image, [mask for mask in (label, predicted) if mask is not None])
     index = pick_slice(label, predicted, axis, image.shape[axis])
-    picture = _cut(volumes, spacing, axis, index, window)
+    picture = _cut(volumes, spacing, axis, index, window, in_mm)
     picture.problems = problems
     if label is not None and predicted is not None:
         error = largest_error(label, predicted, spacing, axis)
-        picture.worst = None if error is None else _cut(volumes, spacing, axis, error.voxel[axis], window, error)
+        picture.worst = None if error is None else _cut(volumes, spacing, axis, error.voxel[axis], window, in_mm, error)
     return picture
 
 
@@ -194,6 +201,7 @@ def _cut(
     axis: int,
     index: int,
     window: tuple[float, float],
+    in_mm: bool,
     error: LargestError | None = None,
 ) -> CasePicture:
     """One slice of all volumes, turned and zoomed."""
@@ -221,7 +229,8 @@ def _cut(
         spacing=pixel,
         window=window,
         where=f"{VIEWS[axis]} slice {index + 1} of {volume.shape[axis]}",
-        marks=MARKS[axis],
+        marks=MARKS[axis] if in_mm else "",
+        in_mm=in_mm,
         error=error,
         error_place=place,
     )
@@ -260,8 +269,9 @@ def draw_caption(ax: Axes, text: str) -> None:
     label.set_path_effects([patheffects.withStroke(linewidth=1.5, foreground="black")])
 
 
-def draw_scale_bar(ax: Axes, picture: CasePicture, unit: str = "mm") -> None:
+def draw_scale_bar(ax: Axes, picture: CasePicture) -> None:
     """A bar of round length in the lower left corner."""
+    unit = "mm" if picture.in_mm else "voxels"
     width = picture.image.shape[1] * picture.spacing[1]
     length = max((bar for bar in _BAR_LENGTHS if bar <= 0.3 * width), default=1)
     ends = (0.05, 0.05 + length / width)

@@ -54,7 +54,8 @@ class CaseRows:
     def __init__(self, rows: Sequence[Row], folder: Path, labels: Mapping[int, str], width: float) -> None:
         self.rows, self.labels = rows, labels
         self.cases = shown_cases(rows)
-        self.pictures = [load_case(folder, case) for _, case in self.cases]
+        units = {row["case"]: row["unit"] for row in rows}
+        self.pictures = [load_case(folder, case, in_mm=units[case] == "mm") for _, case in self.cases]
         self.panel = width / (len(_PANELS) + _GAP * (len(_PANELS) - 1))
         self.shapes = [picture_shape(picture) for picture in self.pictures]
         self.heights = [_HEADING + shape * self.panel + _BELOW for shape in self.shapes]
@@ -107,7 +108,7 @@ class CaseRows:
         else:
             grid = place.subgridspec(1, len(_PANELS), wspace=_GAP)
             axes = [figure.add_subplot(grid[column]) for column in range(len(_PANELS))]
-            colours = _draw_pictures(axes, picture, self.labels, top, own[0]["unit"])
+            colours = _draw_pictures(axes, picture, self.labels, top)
             for ax, shown in zip(axes, (*[picture] * 4, picture.worst), strict=True):
                 if ax.images and shown is not None:
                     fill_picture(ax, shown, self.shapes[index])
@@ -145,18 +146,16 @@ def _details(own: Sequence[Row], picture: CasePicture | None) -> str:
 
 
 def _draw_pictures(
-    axes: Sequence[Axes], picture: CasePicture, labels: Mapping[int, str], top: float, unit: str
+    axes: Sequence[Axes], picture: CasePicture, labels: Mapping[int, str], top: float
 ) -> ScalarMappable | None:
     """Image, label, prediction over label, uncertainty, and the slice of the largest error of one case."""
     label, prediction = _masks(picture)
     common = _common(picture, labels)
-    long = "voxels" if unit == "voxel" else unit
     colours = None
     draw_case(axes[0], picture.image, {}, **common)
-    draw_scale_bar(axes[0], picture, long)
+    draw_scale_bar(axes[0], picture)
     draw_caption(axes[0], "image")
-    if unit != "voxel":  # else the file does not say how the patient lies
-        draw_marks(axes[0], picture)
+    draw_marks(axes[0], picture)
     if label:
         draw_case(axes[1], picture.image, label, filled=("label",), **common)
         draw_caption(axes[1], "label")
@@ -168,7 +167,7 @@ def _draw_pictures(
         colours = draw_case(axes[3], picture.image, label, **overlay, **_WHITE, **common)
         draw_caption(axes[3], "uncertainty, label in white" if label else "uncertainty")
     if picture.worst is not None:
-        _draw_error(axes[4], picture.worst, labels, long)
+        _draw_error(axes[4], picture.worst, labels)
     there = (
         label,
         prediction,
@@ -201,7 +200,7 @@ def _draw_prediction(ax: Axes, picture: CasePicture, labels: Mapping[int, str]) 
     draw_case(ax, picture.image, masks, filled=("prediction",), **_WHITE, **_common(picture, labels))
 
 
-def _draw_error(ax: Axes, picture: CasePicture, labels: Mapping[int, str], unit: str) -> None:
+def _draw_error(ax: Axes, picture: CasePicture, labels: Mapping[int, str]) -> None:
     """The slice of the largest error, with a ring about its voxel."""
     error = picture.error
     assert error is not None and picture.error_place is not None
@@ -210,7 +209,7 @@ def _draw_error(ax: Axes, picture: CasePicture, labels: Mapping[int, str], unit:
     ring = ax.plot(column, row, "o", markersize=9, markerfacecolor="none", markeredgecolor="white", markeredgewidth=1)
     ring[0].set_path_effects([patheffects.withStroke(linewidth=2.2, foreground="#C00000")])
     name = labels.get(error.structure, str(error.structure))
-    how = error.kind if error.distance is None else f"{error.distance:.1f} {unit} off"
+    how = error.kind if error.distance is None else f"{error.distance:.1f} {'mm' if picture.in_mm else 'voxels'} off"
     shown = name if len(name) <= _NAME else name[: _NAME - 1] + "…"
     draw_caption(ax, f"largest error: {how}\n{shown}\n{picture.where}")
-    draw_scale_bar(ax, picture, unit)
+    draw_scale_bar(ax, picture)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class SetPicture:
     disagreement: NDArray[np.float64]
 
 
-def load_set(folder: Path, case: str) -> SetPicture | None:
+def load_set(folder: Path, case: str, in_mm: bool = True) -> SetPicture | None:
     """Read a case's maps, ``<case>/<case>_{image,label,pred,uncertainty,raters,samples}.nii.gz``, and cut a slice.
 
     The slice shows most of structures and of the raters' disagreement, see :func:`~.cases.pick_slice`.
@@ -68,6 +68,7 @@ def load_set(folder: Path, case: str) -> SetPicture | None:
     Args:
         folder: of the cases' folders.
         case: its name.
+        in_mm: the case's files state a voxel size.
 
     Returns:
         the slice, or None when a file is missing or has another shape.
@@ -102,6 +103,7 @@ def load_set(folder: Path, case: str) -> SetPicture | None:
         spacing=pixel,
         window=grey_window(image, [label]),
         where=f"{VIEWS[axis]} slice {index + 1} of {image.shape[axis]}",
+        in_mm=in_mm,
     )
     masks = {name: np.stack([mask[zoom].astype(np.int64) for mask in members]) for name, members in sets.items()}
     return SetPicture(picture, masks["raters"], masks["samples"], plane(differ)[zoom])
@@ -133,7 +135,7 @@ def write_samples_page(folder: Path, title: str, rows: Sequence[Row], dpi: int =
     Args:
         folder: of the evaluation, with ``samples.csv`` and ``ambiguity.csv``.
         title: heading of the page.
-        rows: of the evaluation's table, which names the structures' values.
+        rows: of the evaluation's table, which names the structures' values and the unit of lengths.
         dpi: dots per inch.
 
     Returns:
@@ -144,7 +146,8 @@ def write_samples_page(folder: Path, title: str, rows: Sequence[Row], dpi: int =
         return None
     measured, ambiguity = (_read(table) for table in tables)
     labels = {row["label"]: row["structure"] for row in sorted(rows, key=lambda row: row["label"])}
-    figure = _draw_page(folder, title, labels, measured, ambiguity)
+    in_voxels = {row["case"] for row in rows if row["unit"] == "voxel"}
+    figure = _draw_page(folder, title, labels, measured, ambiguity, in_voxels)
     with atomic_path(folder / PAGE) as temporary:
         FigureCanvasAgg(figure).print_figure(temporary, dpi=dpi, format="png")
     return folder / PAGE
@@ -170,13 +173,14 @@ def _draw_page(
     labels: Mapping[int, str],
     measured: Sequence[Mapping[str, str]],
     ambiguity: Sequence[Mapping[str, str]],
+    in_voxels: Collection[str],
 ) -> Figure:
     geds = _case_geds(measured)
     order = list(geds)
     kinds = {1: ["only"], 2: ["worst", "best"]}.get(len(order), ["worst", "median", "best"])
     middle = [order[(len(order) - 1) // 2]]  # of two, the worse
     chosen = dict(zip(kinds, [*order[:1], *middle, *order[-1:]] if len(order) > 2 else order, strict=True))
-    pictures = {kind: load_set(folder, case) for kind, case in chosen.items()}
+    pictures = {kind: load_set(folder, case, case not in in_voxels) for kind, case in chosen.items()}
     side = _WIDTH * (_SIDES[1] - _SIDES[0]) / ((_SHOWN + 2) * (1 + _GAP) - _GAP)
     blocks = [_HEADING + 2 * side * (_shape(pictures[kind]) + _GAP) + _BELOW for kind in chosen]
     table = 0.2 * (len(labels) + 2) + 0.25
