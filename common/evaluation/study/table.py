@@ -20,8 +20,8 @@ from .recipe import Run, Study
 from .runner import State
 
 PERMUTATIONS = 10_000
-# neither fractions, which are shown in percent, nor lengths
-_PLAIN = ("ged", "ged_unbiased", "spread", "rater_spread", "spread_correlation", "nll", "nll_calibrated")
+# numbers without a unit that are no fractions, which are shown in percent
+_PLAIN = ("ged", "ged_unbiased", "spread", "rater_spread", "spread_correlation")
 _COLUMNS = (
     *("row", "metric", "unit", "mean", "lo", "hi", "seed_lo", "seed_hi", "seeds", "cases", "missed"),
     *("difference", "difference_lo", "difference_hi", "p", "minutes", "peak_mib"),
@@ -56,7 +56,7 @@ class RowResult:
 
     Attributes:
         name: of the row.
-        cells: by metric.
+        cells: by metric; without those of which cases in different units have no mean.
         unit: of its distances.
         seeds: runs that are complete, by seed.
         cases: cases measured.
@@ -147,7 +147,7 @@ def summarise_rows(study: Study, measured: Sequence[Measured], seed: int = 0) ->
             peak_mib=max(entry.state.peak_mib for entry in own),
         )
         for metric, values in per_case.items():
-            if values:
+            if values and not _mixed(metric, measured):
                 result.cells[metric] = _cell(values, own, metric, seed)
                 if row.name != study.reference:
                     _compare(result.cells[metric], _differences(own, reference, metric), seed)
@@ -162,6 +162,11 @@ def _over_seeds(own: Sequence[Measured], metric: str) -> dict[str, float]:
         for case, value in case_means(entry.rows, metric).items():
             found.setdefault(case, []).append(value)
     return {case: float(np.mean(values)) for case, values in found.items()}
+
+
+def _mixed(metric: str, measured: Sequence[Measured]) -> bool:
+    """Whether cases have the metric in different units (mm, and voxels where no spacing is known)."""
+    return metric in METRICS and len({METRICS[metric].unit_in(line) for entry in measured for line in entry.rows}) > 1
 
 
 def _cell(values: dict[str, float], own: Sequence[Measured], metric: str, seed: int) -> Cell:
@@ -257,6 +262,8 @@ def format_markdown(study: Study, results: Sequence[RowResult], measured: Sequen
     runs = {each.name: {entry.run.name for entry in measured if entry.run.row.name == each.name} for each in results}
     if any(names != runs[results[0].name] for names in runs.values()):
         text += " Rows differ in their runs: the differences say how they stand to each other, not the means."
+    if mixed := [metric for metric in study.metrics if _mixed(metric, measured)]:
+        text += f" Cases differ in the unit of {', '.join(mixed)}: there is no mean, cases.csv has each."
     counts = ", ".join(_counts(result, runs[result.name], runs.get(study.reference, set())) for result in results)
     return "\n".join([*lines, "", text, "", f"Runs: {counts}.", "", *_made_by(measured), f"`{command}`", ""])
 
@@ -279,14 +286,15 @@ def _made_by(measured: Sequence[Measured]) -> list[str]:
 
 def _unit(metric: str, length: str) -> str:
     """Of the values as they are stored: fractions have none, distances that of the run."""
-    return length if metric in METRICS and METRICS[metric].unit == "length" else ""
+    return METRICS[metric].unit_in({"unit": length}) if metric in METRICS else ""
 
 
 def _scale(metric: str) -> tuple[float, int]:
     """Factor and digits with which a metric is shown."""
-    if metric in _PLAIN:
+    unit = _unit(metric, "mm")
+    if metric in _PLAIN or unit == "nat":
         return 1.0, 4
-    return (1.0, 2) if _unit(metric, "mm") else (100.0, 1)
+    return (1.0, 2) if unit else (100.0, 1)
 
 
 def _head(metric: str, length: str) -> str:

@@ -134,6 +134,33 @@ def test_files(tmp_path: Path) -> None:
     assert (tmp_path / "figure.png").stat().st_size > 2000
 
 
+def test_units_are_those_of_the_metrics(tmp_path: Path) -> None:
+    """Voxels and nats are no percent."""
+    more = {"hd95_medpy_voxels": 7.5, "nll": 0.0625}
+    runs = [replace(run, rows=tuple({**line, **more} for line in run.rows)) for run in RUNS[:1]]
+    recipe = study(metrics=("dice", "hd95", *more))
+    results = summarise_rows(recipe, runs)
+    text = format_markdown(recipe, results, runs, "")
+    assert "| row | dice [%] | hd95 [mm] | hd95_medpy_voxels [voxel] | nll [nat] |" in text
+    assert "| 7.50 [7.50, 7.50] | 0.0625 [0.0625, 0.0625] |" in text
+    write_tables(recipe, results, runs, tmp_path, "")
+    with (tmp_path / "table.csv").open() as file:
+        assert [line["unit"] for line in csv.DictReader(file)] == ["", "mm", "voxel", "nat"]
+
+
+def test_mm_and_voxels_have_no_mean() -> None:
+    """Neither within a row nor between rows; what has no length is as it was."""
+    within = [replace(run, rows=({**run.rows[0], "unit": "voxel"}, *run.rows[1:])) for run in RUNS]
+    between = [*RUNS[:2], replace(RUNS[2], rows=tuple({**line, "unit": "voxel"} for line in RUNS[2].rows))]
+    for runs in (within, between):
+        results = summarise_rows(study(), runs)
+        assert [list(result.cells) for result in results] == [["dice"], ["dice"]]
+        assert results[0].cells == {"dice": summarise_rows(study(), RUNS)[0].cells["dice"]}
+        text = format_markdown(study(), results, runs, "")
+        assert "Cases differ in the unit of hd95: there is no mean" in text and "| row | dice [%] | dice over" in text
+    assert "differ in the unit" not in format_markdown(study(), summarise_rows(study(), RUNS), RUNS, "")
+
+
 def test_runs_of_other_versions_are_told() -> None:
     runs = [*RUNS[:2], replace(RUNS[2], state=State("done", 60.0, 100.0, "commit def"))]
     text = format_markdown(study(), summarise_rows(study(), runs), runs, "the command")
