@@ -50,6 +50,18 @@ _STUDY_KEYS = {
 }
 _ROW_KEYS = {"bundle", "overlays", "settings", "data", "datalist", "values", "labels", "curve"}
 _MEASURE_KEYS = {"section", "weights", "settings", "calibrate"}
+# key: what it holds, and how that is written
+_FORMS: dict[str, tuple[type, str]] = {
+    "overlays": (list, "a list of names, such as [supervised]"),
+    "metrics": (list, "a list of names, such as [dice, hd95]"),
+    "data": (list, "a list of commands, such as ['split {source} --fraction 0.2']"),
+    "datalist": (str, "the name of a JSON, such as dataset_split.json"),
+    "settings": (dict, "a mapping, such as {max_epochs: 40}"),
+    "values": (dict, "a mapping, such as {noisy: 0.9}"),
+    "measure": (dict, "a mapping, such as {section: validation}"),
+    "section": (str, "the name of a section, such as validation"),
+    "weights": (str, "the name of a file, such as model_final.pt"),
+}
 
 
 @dataclass(frozen=True)
@@ -168,14 +180,7 @@ def read_study(path: str | os.PathLike[str]) -> Study:
         raise DataError([Fault(str(file), "holds no mapping", "write title, bundle, seeds, rows, ...")])
     faults = _unknown(content, _STUDY_KEYS, str(file))
     rows = _read_rows(content, str(file), faults)
-    measure = content.get("measure") or {}
-    faults += _unknown(measure, _MEASURE_KEYS, f"{file}, measure")
-    calibrate = measure.get("calibrate", False)
-    if not isinstance(calibrate, bool):
-        faults.append(Fault(f"{file}, measure", f"calibrate is {calibrate!r}", "write true or false"))
-    if calibrate and measure.get("section") == "validation":
-        what = "the temperature is fitted on the validation section, which is measured"
-        faults.append(Fault(f"{file}, measure", what, "measure the test section, or leave calibrate out"))
+    measure = _read_measure(content, str(file), faults)
     seeds = content.get("seeds", [0])
     if not isinstance(seeds, list) or not seeds or not all(_is_count(seed) for seed in seeds):
         faults.append(Fault(f"{file}, seeds", f"is {seeds!r}", "write a list of whole numbers, such as [0, 1, 2]"))
@@ -189,7 +194,7 @@ def read_study(path: str | os.PathLike[str]) -> Study:
         faults.append(Fault(f"{file}, reference", f"{reference!r} is no row", f"name one of {names}"))
     for row in rows:
         faults += _check_row(row, str(file), folds)
-    metrics = content.get("metrics", DEFAULT_METRICS)
+    metrics = _typed(content, "metrics", DEFAULT_METRICS, str(file), faults)
     faults += [_unknown_metric(name, str(file)) for name in metrics if name not in KNOWN_METRICS]
     if faults:
         raise DataError(faults, str(file))
@@ -198,14 +203,28 @@ def read_study(path: str | os.PathLike[str]) -> Study:
         rows=tuple(rows),
         seeds=tuple(seeds),
         folds=folds,
-        section=measure.get("section", "test"),
-        weights=measure.get("weights", DEFAULT_WEIGHTS),
-        measure_settings=measure.get("settings") or {},
+        section=measure["section"],
+        weights=measure["weights"],
+        measure_settings=measure["settings"],
         reference=reference,
         metrics=tuple(metrics),
         file=file,
-        calibrate=calibrate,
+        calibrate=measure["calibrate"],
     )
+
+
+def _read_measure(content: dict[str, Any], file: str, faults: list[Fault]) -> dict[str, Any]:
+    measure, where = _typed(content, "measure", {}, file, faults), f"{file}, measure"
+    faults += _unknown(measure, _MEASURE_KEYS, where)
+    default: dict[str, Any] = {"section": "test", "weights": DEFAULT_WEIGHTS, "settings": {}}
+    found = {key: _typed(measure, key, value, where, faults) for key, value in default.items()}
+    calibrate = measure.get("calibrate", False)
+    if not isinstance(calibrate, bool):
+        faults.append(Fault(where, f"calibrate is {calibrate!r}", "write true or false"))
+    if calibrate and found["section"] == "validation":
+        what = "the temperature is fitted on the validation section, which is measured"
+        faults.append(Fault(where, what, "measure the test section, or leave calibrate out"))
+    return {**found, "calibrate": calibrate}
 
 
 def _read_rows(content: dict[str, Any], file: str, faults: list[Fault]) -> list[Row]:
@@ -213,7 +232,9 @@ def _read_rows(content: dict[str, Any], file: str, faults: list[Fault]) -> list[
     if not isinstance(listed, dict) or not listed:
         faults.append(Fault(f"{file}, rows", "names no row", "write rows: {supervised: {overlays: [supervised]}, ...}"))
         return []
-    rows, shared = [], content.get("overlays") or ()
+    rows: list[Row] = []
+    default: dict[str, Any] = {"overlays": [], "settings": {}, "data": [], "datalist": "dataset.json"}
+    shared = {key: _typed(content, key, value, file, faults) for key, value in default.items()}
     for name, entry in listed.items():
         own = entry or {}
         where = f"{file}, row {name}"
@@ -224,16 +245,18 @@ def _read_rows(content: dict[str, Any], file: str, faults: list[Fault]) -> list[
         if not (bundle := own.get("bundle", content.get("bundle"))):
             faults.append(Fault(where, "names no bundle", "write bundle: NAME, in the row or for all rows"))
             continue
-        made = own.get("data", content.get("data")) or []
+        # a row adds to the overlays and settings of all; data of its own take the place of theirs
+        entries = {"data": shared["data"], "datalist": shared["datalist"], **own}
+        mine = {key: _typed(entries, key, value, where, faults) for key, value in {**default, "values": {}}.items()}
         rows.append(
             Row(
                 name=str(name),
                 bundle=str(bundle),
-                overlays=tuple(_overlay(name, str(bundle), file) for name in (*shared, *(own.get("overlays") or ()))),
-                settings={**(content.get("settings") or {}), **(own.get("settings") or {})},
-                data=tuple(made),
-                datalist=own.get("datalist", content.get("datalist", "dataset.json")),
-                values=own.get("values") or {},
+                overlays=tuple(_overlay(each, str(bundle), file) for each in (*shared["overlays"], *mine["overlays"])),
+                settings={**shared["settings"], **mine["settings"]},
+                data=tuple(mine["data"]),
+                datalist=mine["datalist"],
+                values=mine["values"],
                 labels=own.get("labels"),
                 curve=own.get("curve"),
             )
@@ -241,14 +264,25 @@ def _read_rows(content: dict[str, Any], file: str, faults: list[Fault]) -> list[
     return rows
 
 
+def _typed(content: Mapping[str, Any], key: str, default: Any, where: str, faults: list[Fault]) -> Any:
+    """An entry as its key wants it; the default where there is none or, with a fault, something else."""
+    value, (kind, form) = content.get(key), _FORMS[key]
+    if value is None:
+        return default
+    if not isinstance(value, kind) or (isinstance(value, list) and not all(isinstance(text, str) for text in value)):
+        faults.append(Fault(f"{where}, {key}", f"is {value!r}", f"write {form}"))
+        return default
+    return value or default
+
+
 def _configs(bundle: str) -> Path:
     return Path("bundles") / bundle / "configs"
 
 
-def _overlay(name: Any, bundle: str, file: str) -> Path:
+def _overlay(name: str, bundle: str, file: str) -> Path:
     """A file of the user's own by its path, one of the bundle's by its name."""
-    own = str(name).endswith(".yaml")
-    return Path(file).parent / str(name) if own else _configs(bundle) / f"{name}.yaml"
+    own = name.endswith(".yaml")
+    return Path(file).parent / name if own else _configs(bundle) / f"{name}.yaml"
 
 
 def _check_row(row: Row, file: str, folds: int) -> list[Fault]:

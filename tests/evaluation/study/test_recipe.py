@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from common.data.contract.faults import DataError
-from common.evaluation.study.recipe import read_study
+from common.evaluation.study.recipe import DEFAULT_METRICS, read_study
 
 ROOT = Path(__file__).resolve().parents[3]
 STUDIES = sorted(ROOT.glob("bundles/*/studies/*.yaml"))
@@ -82,6 +82,41 @@ def test_faults_name_the_place_and_the_fix(changes: dict[str, object], words: st
     with pytest.raises(DataError) as raised:
         read_study(written(tmp_path, **changes))
     assert words in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"overlays": "clean_only"}, "overlays: is 'clean_only'. Fix: write a list of names"),
+        ({"overlays": [["clean_only"]]}, "overlays: is [['clean_only']]"),
+        ({"metrics": "dice"}, "metrics: is 'dice'. Fix: write a list of names"),
+        ({"data": "split {source} --seed {seed}"}, "data: is 'split {source} --seed {seed}'. Fix: write a list"),
+        ({"data": [{"split": "{source}"}]}, "data: is [{'split': '{source}'}]"),
+        ({"datalist": 5}, "datalist: is 5"),
+        ({"settings": [1]}, "settings: is [1]. Fix: write a mapping"),
+        ({"measure": "test"}, "measure: is 'test'. Fix: write a mapping"),
+        ({"measure": {"settings": 1}}, "measure, settings: is 1"),
+        ({"measure": {"section": ["test"]}}, "measure, section: is ['test']"),
+        ({"measure": {"weights": 1}}, "measure, weights: is 1"),
+        ({"rows": {"one": {"overlays": "clean_only"}}}, "row one, overlays: is 'clean_only'"),
+        ({"rows": {"one": {"data": "split"}}}, "row one, data: is 'split'"),
+        ({"rows": {"one": {"settings": [1]}}}, "row one, settings: is [1]"),
+        ({"rows": {"one": {"values": [1]}}}, "row one, values: is [1]"),
+    ],
+)
+def test_one_fault_for_an_entry_of_another_kind(changes: dict[str, object], words: str, tmp_path: Path) -> None:
+    """Above all: a text is no list of its letters."""
+    with pytest.raises(DataError) as raised:
+        read_study(written(tmp_path, **changes))
+    assert len(raised.value.faults) == 1 and words in str(raised.value)
+
+
+def test_a_row_may_do_without_the_data_of_all(tmp_path: Path) -> None:
+    rows = {"one": {"data": []}, "two": {"data": None}, "three": {"data": ["split {source}"]}, "four": {}}
+    study = read_study(written(tmp_path, data=["split {source} --seed {seed}"], rows=rows, metrics=None))
+    expected = {"one": (), "two": (), "three": ("split {source}",), "four": ("split {source} --seed {seed}",)}
+    assert {row.name: row.data for row in study.rows} == expected
+    assert study.metrics == DEFAULT_METRICS
 
 
 def test_all_faults_at_once(tmp_path: Path) -> None:
