@@ -6,13 +6,13 @@ import hashlib
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -22,10 +22,10 @@ import torch
 from monai.bundle import ConfigParser
 
 from ...data.contract.faults import DataError, Fault
-from ...files import atomic_path
 from ...ops.threads import usable_cores
 from ...training.lock import lock_folders
 from ...training.runs import FINAL_FILE, RESUME_FILE
+from .data import check_source, link_source, marked_or_undone, undo, write_json
 from .provenance import made_by
 from .recipe import Run, Study
 
@@ -39,7 +39,7 @@ class State:
 
     Attributes:
         word: waiting, running, done or failed.
-        seconds: of its finished work.
+        seconds: of its commands so far, those that failed or were stopped included.
         peak_mib: its largest memory.
         made_by: commit, versions and device of a run that is done.
         message: why it failed.
@@ -51,13 +51,19 @@ class State:
     made_by: str = "not recorded"
     message: str = ""
 
+    @property
+    def spent(self) -> dict[str, float]:
+        """What its commands have taken."""
+        return {"seconds": self.seconds, "peak_mib": self.peak_mib}
+
 
 class Runner:
     """Runs what of a study is not there yet.
 
-    Below ``output``: ``data`` holds the data sets made, ``runs/<row>/<seed>`` each run's weights, logs and results,
-    with ``run.json`` (its commands and what its configs said; a run made by others is refused, not mixed in) and
-    ``done.json`` (time, memory, commit, versions and device).
+    Below ``output``: ``data`` holds the data sets made, with ``source.json`` (of which data set; another is refused),
+    ``runs/<row>/<seed>`` each run's weights, logs and results, with ``run.json`` (its commands and what its configs
+    said; a run made by others is refused, not mixed in), ``spent.json`` (time and memory of its commands until now; one
+    that is killed together with the study is not counted) and ``done.json`` (these, commit, versions and device).
 
     Args:
         study: what to run.
@@ -82,6 +88,7 @@ class Runner:
         self.show = show
         self.states: dict[tuple[str, str], State] = {}
         self._making = threading.Lock()
+        self._starting = threading.Lock()
         self._telling = threading.Lock()
         self._children: set[subprocess.Popen[bytes]] = set()
         self._stopped = False
@@ -101,13 +108,16 @@ class Runner:
             whether every run is complete.
 
         Raises:
-            DataError: when a run is there that other commands or configs made, or the data cannot be made.
+            DataError: when a run is there that other commands or configs made, or data of another data set.
             FolderInUseError: when another study writes to the folder.
         """
         with lock_folders(self.output, what="study", options="--output"):
             return self._run(list(runs))
 
     def _run(self, runs: list[Run]) -> bool:
+        if self.source is not None:
+            check_source(self.source, self._linked)
+            undo(self._linked.parent)
         for run in runs:
             self._check(run)
             self.states[run.row.name, run.name] = self.known_state(run)
@@ -120,7 +130,8 @@ class Runner:
             try:
                 list(pool.map(lambda run: self._work(run, places), waiting))
             except BaseException:
-                self._stopped = True
+                with self._starting:
+                    self._stopped = True
                 for child in list(self._children):
                     child.terminate()
                 raise
@@ -147,11 +158,11 @@ class Runner:
         return self.states[run.row.name, run.name]
 
     def known_state(self, run: Run) -> State:
-        """What the folder tells of a run: done, or waiting."""
-        done = self.folder(run) / "done.json"
+        """What the folder tells of a run: done, or waiting, and what it has taken."""
+        done, spent = self.folder(run) / "done.json", self.folder(run) / "spent.json"
         if done.is_file() and self.results(run).is_file():
             return State("done", **json.loads(done.read_text()))
-        return State()
+        return State(**json.loads(spent.read_text())) if spent.is_file() else State()
 
     def _check(self, run: Run) -> None:
         """Refuse a folder that other commands or configs made."""
@@ -177,7 +188,7 @@ class Runner:
         try:
             state.word, state.made_by = "running", made_by()  # the code that it starts with
             folder.mkdir(parents=True, exist_ok=True)
-            _write_json(self._recipe(run), folder / "run.json")
+            write_json(self._recipe(run), folder / "run.json")
             with self._telling:
                 self.show(self.overview())
             self._make_data(run)
@@ -185,8 +196,7 @@ class Runner:
             if self.study.calibrate:
                 self._call(run, self._calibrate(run), state, place)
             self._call(run, self._evaluate(run), state, place)
-            kept = {"seconds": state.seconds, "peak_mib": state.peak_mib, "made_by": state.made_by}
-            _write_json(kept, folder / "done.json")
+            write_json({**state.spent, "made_by": state.made_by}, folder / "done.json")
             state.word = "done"
         except (DataError, RuntimeError) as error:
             state.word, state.message = "failed", str(error)
@@ -221,17 +231,19 @@ class Runner:
             if self.source is None:
                 return
             if not self._linked.exists():
-                _link(self.source, self._linked)
+                link_source(self.source, self._linked)
             for command in self._data_commands(run):
-                mark = self.output / "data" / f".{_digest(command)}.made"
-                if mark.exists():
-                    continue
-                done = subprocess.run(
-                    [sys.executable, "-m", "common.data", *shlex.split(command)], capture_output=True, text=True
-                )
-                if done.returncode != 0:
-                    raise RuntimeError(f"python -m common.data {command}\n{(done.stdout + done.stderr).strip()}")
-                mark.touch()
+                mark = self._linked.with_name(f".{_digest(command)}.made")
+                if not mark.exists():
+                    with marked_or_undone(mark.parent, mark):
+                        self._call_data(command)
+
+    def _call_data(self, command: str) -> None:
+        words = ["-m", "common.data", *shlex.split(command)]
+        with self._child(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
+            shown, _ = child.communicate()
+        if child.returncode != 0:
+            raise RuntimeError(f"python -m common.data {command}\n{shown.decode(errors='replace').strip()}")
 
     # commands
 
@@ -257,25 +269,37 @@ class Runner:
         return command
 
     def _call(self, run: Run, command: list[str], state: State, place: int, resume: bool = False) -> None:
-        """Run one command to its end, its output in a log; time and memory are added to the state."""
+        """Run one command to its end, its output in a log; time and memory are added to the state, and kept."""
         models = self.folder(run) / "models"
         if resume and (models / FINAL_FILE).is_file() and (models / self.study.weights).is_file():
             return
         if resume and (models / RESUME_FILE).is_file():
             command = [*command, "--resume", "true"]
         log, started = self.folder(run) / f"{command[3]}.log", time.monotonic()
-        with log.open("ab") as file:
-            child = subprocess.Popen([sys.executable, *command], stdout=file, stderr=file, env=self._environment(place))
-            self._children.add(child)
-            try:
+        environment = self._environment(place)
+        try:
+            with log.open("ab") as file, self._child(command, stdout=file, stderr=file, env=environment) as child:
                 code, peak = _wait(child)
-            finally:
-                self._children.discard(child)
-        state.seconds += time.monotonic() - started
-        state.peak_mib = max(state.peak_mib, peak)
+            state.peak_mib = max(state.peak_mib, peak)
+        finally:
+            state.seconds += time.monotonic() - started
+            write_json(state.spent, self.folder(run) / "spent.json")
         if code != 0:
             lines = log.read_text(errors="replace").replace("\r", "\n").strip().splitlines()
             raise RuntimeError(f"exit status {code}, the end of {log}:\n" + "\n".join(lines[-LOG_LINES:]))
+
+    @contextmanager
+    def _child(self, words: list[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+        """A Python process that is stopped with the study; afterwards none is started."""
+        with self._starting:
+            if self._stopped:
+                raise RuntimeError("the study was stopped")
+            child = subprocess.Popen([sys.executable, *words], **options)
+            self._children.add(child)
+        try:
+            yield child
+        finally:
+            self._children.discard(child)
 
     def _environment(self, place: int) -> dict[str, str]:
         """The cores are shared out, or each job has a GPU of its own as far as they go."""
@@ -296,28 +320,8 @@ def _wait(child: subprocess.Popen[bytes]) -> tuple[int, float]:
     return child.returncode, usage.ru_maxrss * bytes_each / _MEBI
 
 
-def _link(source: Path, target: Path) -> None:
-    """A copy of a data set that new JSONs can be written into: its folders are links, its JSONs copies."""
-    if not source.is_dir():
-        raise DataError([Fault(str(source), "there is no such folder", "give the data set's folder as --dataset_dir")])
-    temporary = target.with_name(".linking")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for path in source.iterdir():
-        if path.suffix == ".json":
-            shutil.copyfile(path, temporary / path.name)
-        else:
-            (temporary / path.name).symlink_to(path)
-    temporary.rename(target)
-
-
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:8]
-
-
-def _write_json(content: Any, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _clock(seconds: float) -> str:

@@ -16,6 +16,7 @@ from common.data import make_phantom
 from common.data.contract.faults import DataError
 from common.evaluation.metrics import csv_columns
 from common.evaluation.study import __main__ as command_line
+from common.evaluation.study.data import BEGUN
 from common.evaluation.study.provenance import made_by
 from common.evaluation.study.recipe import Row, Run, Study
 from common.evaluation.study.runner import Runner
@@ -38,6 +39,16 @@ import pathlib
 folder = pathlib.Path({folder!r})
 folder.mkdir(parents=True, exist_ok=True)
 (folder / "metrics.csv").write_text({table!r})
+"""
+
+
+DATA = """
+import pathlib, sys, time
+made, seconds = pathlib.Path(sys.argv[1]), float(sys.argv[2])
+if made.exists():
+    sys.exit("the output is there already")
+made.mkdir()
+time.sleep(seconds)
 """
 
 
@@ -115,6 +126,27 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     assert not Quick(study("broken", "two"), None, tmp_path, show=shown.append).run(runs), "it is tried again"
 
 
+def test_time_and_memory_of_a_run_that_failed_count(tmp_path: Path) -> None:
+    (run,) = study("broken", seeds=(0,)).runs()
+    spent = []
+    for _ in range(2):
+        runner = Quick(study("broken"), None, tmp_path)
+        assert not runner.run([run])
+        spent.append(runner.known_state(run))
+    assert spent[1].seconds > spent[0].seconds > 0 and spent[0].peak_mib > 1
+    assert [state.word for state in spent] == ["waiting", "waiting"]
+
+
+def test_a_run_that_goes_on_adds_to_what_it_took(tmp_path: Path) -> None:
+    (run,) = study("one", seeds=(0,)).runs()
+    runner = Quick(study("one"), None, tmp_path)
+    runner.folder(run).mkdir(parents=True)
+    (runner.folder(run) / "spent.json").write_text('{"seconds": 1000.0, "peak_mib": 50000.0}')
+    assert runner.run([run])
+    done = runner.known_state(run)
+    assert done.word == "done" and 1000 < done.seconds < 1500 and done.peak_mib == 50000
+
+
 def test_other_settings_are_refused(tmp_path: Path) -> None:
     (run,) = study("one", seeds=(0,)).runs()
     Quick(study("one"), None, tmp_path).run([run])
@@ -174,6 +206,74 @@ def test_the_end_of_a_study_is_the_end_of_its_runs(tmp_path: Path) -> None:
     assert "a  running" in shown
     lock = log.parent / "models" / "training.lock"
     assert not lock.exists() or not Path(f"/proc/{json.loads(lock.read_text())['process']}").exists()
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory where `python -m common.data FOLDER SECONDS` makes a folder at once, then goes on."""
+    (tmp_path / "common" / "data").mkdir(parents=True)
+    for path in ("common/__init__.py", "common/data/__init__.py"):
+        (tmp_path / path).touch()
+    (tmp_path / "common" / "data" / "__main__.py").write_text(DATA)
+    (tmp_path / "bundles").symlink_to(ROOT / "bundles")
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "dataset.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_nothing_is_started_once_a_study_is_stopped(stand_in: Path) -> None:
+    """Neither the training whose data are being made, nor those data's next command."""
+
+    class Stopped(Quick):
+        def _make_data(self, run: Run) -> None:
+            if run.row.name == "stops":
+                while not list(stand_in.glob("out/data/*_seed_0")):
+                    time.sleep(0.02)
+                raise KeyboardInterrupt
+            super()._make_data(run)
+
+    recipe = study("stops", "makes")
+    data = ("{made} 5", "{made}_more 0")
+    runs = [Run(recipe.rows[0], 0), Run(Row("makes", "alc", data=data), 0)]
+    runner = Stopped(recipe, stand_in / "source", stand_in / "out", jobs=2)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(runs)
+    assert not (runner.folder(runs[1]) / "training.log").exists()
+    assert sorted(path.name for path in (stand_in / "out" / "data").iterdir()) == ["source", "source.json"]
+    assert Quick(recipe, stand_in / "source", stand_in / "out").run([Run(Row("makes", "alc", data=("{made} 0",)), 1)])
+
+
+def test_data_whose_command_was_killed_are_made_again(stand_in: Path) -> None:
+    run = Run(Row("one", "alc", data=("{made} 0",)), 0)
+    runner = Quick(study("one"), stand_in / "source", stand_in / "out")
+    assert runner.run([run])
+    (mark,) = (stand_in / "out" / "data").glob(".*.made")
+    mark.rename(mark.with_name(BEGUN))  # all is written, and then it was killed
+    (runner.folder(run) / "done.json").unlink()
+    assert runner.run([run]) and mark.exists()
+
+
+def test_data_of_another_study_stay(stand_in: Path) -> None:
+    """What was there before a command is not its own."""
+    run = Run(Row("one", "alc", data=("{made} 0",)), 0)
+    runner = Quick(study("one"), stand_in / "source", stand_in / "out")
+    other = runner._made(run) / "other"
+    other.mkdir(parents=True)
+    for _ in range(2):
+        assert not runner.run([run])
+        assert "there already" in runner.states["one", "seed_0"].message and other.is_dir()
+
+
+def test_another_data_set_is_refused(stand_in: Path) -> None:
+    run = Run(Row("one", "alc"), 0)
+    assert Quick(study("one"), stand_in / "source", stand_in / "out").run([run])
+    assert Quick(study("one"), stand_in / "source", stand_in / "out").run([run])
+    with pytest.raises(DataError, match="was made from another data set"):
+        Quick(study("one"), stand_in, stand_in / "out").run([run])
+    (stand_in / "source" / "dataset.json").write_text('{"training": []}')
+    with pytest.raises(DataError, match=r"made before dataset\.json of .* changed\. Fix: give another --output"):
+        Quick(study("one"), stand_in / "source", stand_in / "out").run([run])
 
 
 def test_the_commands(tmp_path: Path) -> None:
