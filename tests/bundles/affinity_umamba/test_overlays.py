@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from monai.bundle import ConfigParser
 
+from bundles.affinity_umamba.scripts.baselines import UNetPlusPlus
 from common.data.converters import acdc, atlas, brats, curious, flare21, iseg, isles, myops, promise12
 
 CONFIGS = Path(__file__).resolve().parents[3] / "bundles" / "affinity_umamba" / "configs"
@@ -78,6 +80,13 @@ def test_coarse_axes_are_halved_when_voxels_are_cubes(name: str) -> None:
             if step > 1:
                 assert spacing[axis] < 2.5 * min(spacing), f"axis {axis} is halved too early"
         spacing = [length * step for length, step in zip(spacing, steps, strict=True)]
+
+
+def test_every_trained_weight_of_unet_plus_plus_gets_a_gradient() -> None:
+    """Several processes wait for each of them."""
+    network = UNetPlusPlus(spatial_dims=2, features=(4, 4, 4, 4, 4, 4))
+    network(torch.rand(1, 1, 32, 32)).sum().backward()
+    assert [name for name, weight in network.named_parameters() if weight.requires_grad and weight.grad is None] == []
 
 
 @pytest.mark.parametrize("name", BASELINES)
