@@ -121,7 +121,7 @@ def test_blocks_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     x, offset, weight = (tensor.requires_grad_() for tensor in case((3, 4, 2), (2, 3, 2), 2, padding=1))
     found = []
     for block in (1, 200, 2**20):  # a voxel at a time, some, everything
-        monkeypatch.setattr(deformable, "_BLOCK", block)
+        monkeypatch.setattr(deformable, "_CPU_BLOCK", block)
         out = deformable_conv(x, offset, weight, padding=1, groups=2)
         found.append((out, *torch.autograd.grad(out.square().sum(), (x, offset, weight))))
     torch.testing.assert_close(found[0], found[2])
