@@ -172,6 +172,7 @@ class Calibrator:
             inferer=evaluator.inferer,
             postprocessing=Compose(steps),
             amp=evaluator.amp,
+            amp_kwargs=evaluator.amp_kwargs,
         )
         engine.add_event_handler(Events.ITERATION_COMPLETED, keep)
         engine.run()

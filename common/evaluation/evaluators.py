@@ -15,6 +15,7 @@ from monai.transforms import AsDiscreted, Compose, Invertd
 from ..data.loading.components import LargestComponentd
 from ..data.loading.temperature import Weights
 from ..data.loading.transforms import SaveNiftid, SegmentationAndUncertaintyd
+from ..training.precision import evaluation_amp
 from .handlers import CaseMetrics, CaseProgress
 from .volumes import CaseVolumes
 
@@ -25,13 +26,14 @@ class Validator(SupervisedEvaluator):
     A structure that is found where there is none counts as 0.
 
     Args:
-        device: where to run; CUDA runs in half precision.
+        device: where to run.
         val_data_loader: batches of one case, with ``image`` and ``label``.
         network: the one that is trained.
         inferer: a MONAI inferer.
         num_classes: background included.
         postprocessing: from ``pred`` (C, ...) and ``label`` (1, ...) to one-hot maps; default: argmax and one-hot.
         val_handlers: handlers beside those that this class attaches.
+        precision: of the network on CUDA, see :func:`~common.training.precision.evaluation_amp`.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Validator(SupervisedEvaluator):
         num_classes: int,
         postprocessing: Any = None,
         val_handlers: Sequence[Any] = (),
+        precision: str = "auto",
     ) -> None:
         if postprocessing is None:
             postprocessing = AsDiscreted(("pred", "label"), argmax=(True, False), to_onehot=num_classes)
@@ -58,7 +61,7 @@ class Validator(SupervisedEvaluator):
             postprocessing=postprocessing,
             key_val_metric={"mean_dice": dice},
             val_handlers=[StatsHandler(iteration_log=False, output_transform=lambda output: None), *val_handlers],
-            amp=torch.device(device).type == "cuda",
+            **evaluation_amp(precision, device),
         )
 
 
@@ -66,7 +69,7 @@ class CaseEvaluator(SupervisedEvaluator):
     """Segment cases one by one in their own space, write the maps and, where the structures are given, measure them.
 
     Args:
-        device: where to run; CUDA runs in half precision.
+        device: where to run.
         val_data_loader: batches of one case.
         network: trained.
         inferer: gives probabilities, see :mod:`~common.evaluation.inferers`.
@@ -79,6 +82,7 @@ class CaseEvaluator(SupervisedEvaluator):
         largest_component: let the default postprocessing keep of each structure its largest component alone.
         seed: of the bootstrap.
         val_handlers: handlers beside those that this class attaches.
+        precision: of the network on CUDA, see :func:`~common.training.precision.evaluation_amp`.
     """
 
     def __init__(
@@ -94,6 +98,7 @@ class CaseEvaluator(SupervisedEvaluator):
         largest_component: bool = False,
         seed: int = 0,
         val_handlers: Sequence[Any] = (),
+        precision: str = "auto",
     ) -> None:
         if postprocessing is None:
             transforms = val_data_loader.dataset.transform
@@ -110,7 +115,7 @@ class CaseEvaluator(SupervisedEvaluator):
             inferer=inferer,
             postprocessing=postprocessing,
             val_handlers=[*handlers, *val_handlers],
-            amp=torch.device(device).type == "cuda",
+            **evaluation_amp(precision, device),
         )
 
 

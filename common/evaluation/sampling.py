@@ -26,6 +26,7 @@ from ..data.loading.components import LargestComponentd
 from ..data.loading.temperature import Weights
 from ..data.loading.transforms import SaveNiftid, SegmentationAndUncertaintyd
 from ..ops.likeliest import likeliest
+from ..training.precision import evaluation_amp
 from .ambiguity import AMBIGUITY_FILE, ambiguity_row, ambiguity_summary, pairs_that_differ, write_ambiguity
 from .consensus import CONSENSUS, StapleConsensusd
 from .samples import set_measures, set_rows, write_set_rows
@@ -257,13 +258,14 @@ class SetValidator(SupervisedEvaluator):
     It is -GED, the mean over cases and structures: the larger the better. ``dice_soft`` and ``dice_max`` are beside it.
 
     Args:
-        device: where to run; CUDA runs in half precision.
+        device: where to run.
         val_data_loader: batches of one case, with ``image`` and ``raters``.
         network: the one that is trained.
         inferer: a :class:`SampleSliceInferer` or :class:`SampleWindowInferer`.
         num_classes: background included.
         postprocessing: to ``measures``; default: :func:`measured_answers`.
         val_handlers: handlers beside those that this class attaches.
+        precision: of the network on CUDA, see :func:`~common.training.precision.evaluation_amp`.
     """
 
     def __init__(
@@ -275,6 +277,7 @@ class SetValidator(SupervisedEvaluator):
         num_classes: int,
         postprocessing: Any = None,
         val_handlers: Sequence[Any] = (),
+        precision: str = "auto",
     ) -> None:
         if postprocessing is None:
             postprocessing = measured_answers(num_classes)
@@ -288,7 +291,7 @@ class SetValidator(SupervisedEvaluator):
             key_val_metric={"negative_ged": Average(lambda output: -output[0]["measures"]["ged"])},
             additional_metrics={name: Average(lambda output, name=name: output[0]["measures"][name]) for name in names},
             val_handlers=[StatsHandler(iteration_log=False, output_transform=lambda output: None), *val_handlers],
-            amp=torch.device(device).type == "cuda",
+            **evaluation_amp(precision, device),
         )
 
 

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from monai.inferers import SimpleInferer
 from monai.networks.nets import UNet
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from common.evaluation.evaluators import Validator
 from common.training import precision, probe, trainer
 from common.training.method import Progress
 from common.training.precision import (
@@ -27,6 +29,7 @@ from common.training.precision import (
     cosines,
     cpu_has_bfloat16,
     disagreeing,
+    evaluation_amp,
     gradients_over,
     short_axis,
     suspect_gradients,
@@ -267,6 +270,22 @@ def test_the_trial_leaves_no_trace() -> None:
     now: Any = np.random.get_state()
     assert random.getstate() == states[0] and np.array_equal(now[1], states[1][1])
     assert torch.equal(torch.get_rng_state(), states[2])
+
+
+@pytest.mark.parametrize(
+    ("word", "device", "dtype"),
+    [
+        ("float32", "cuda", torch.float32),
+        ("bfloat16", "cuda", torch.bfloat16),
+        ("float16", torch.device("cuda", 0), torch.float16),
+        ("bfloat16", "cpu", torch.float32),
+        ("float16", "cpu", torch.float32),
+    ],
+)
+def test_an_evaluation_has_the_trainings_number_type_on_cuda(word: str, device: Any, dtype: torch.dtype) -> None:
+    assert evaluation_amp(word, device) == {"amp": dtype != torch.float32, "amp_kwargs": {"dtype": dtype}}
+    evaluator: Any = Validator(torch.device(device), [], torch.nn.Identity(), SimpleInferer(), 2, precision=word)
+    assert (evaluator.amp, evaluator.amp_kwargs["dtype"]) == (dtype != torch.float32, dtype)
 
 
 @pytest.mark.parametrize(

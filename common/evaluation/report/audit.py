@@ -21,6 +21,7 @@ from ...data.contract.names import case_name, voxel_ml, voxel_size
 from ...data.contract.records import is_kind
 from ...data.loading.transforms import SaveNiftid
 from ...files import atomic_path
+from ...training.precision import evaluation_amp
 from ...training.runs import start_results
 from ..audit import auroc, disagreement, mean_dice, near_foreground, propose_label, suspicion, volumes
 from ..metrics import write_rows
@@ -56,6 +57,7 @@ class LabelAudit:
         shown: cases on the page.
         suspect: from the inferer's maps (K, *S), the classes' probabilities first, and the label (*S) to the suspicion
             of each voxel, in [0, 1].
+        precision: of the network on CUDA, see :func:`~common.training.precision.evaluation_amp`.
 
     Raises:
         DataError: when no record has such a label.
@@ -74,6 +76,7 @@ class LabelAudit:
         confidence: float = 0.5,
         shown: int = 6,
         suspect: Callable[[np.ndarray, np.ndarray], np.ndarray] = suspicion,
+        precision: str = "auto",
     ) -> None:
         if quality not in QUALITIES:
             raise ValueError(f"quality: {quality!r} is unknown. Choose {', '.join(QUALITIES)}.")
@@ -88,6 +91,7 @@ class LabelAudit:
         self.classes = max(map(int, structures)) + 1
         self.folder = Path(output_dir)
         self.device = torch.device(device)
+        self.amp = evaluation_amp(precision, device)
         self.confidence = confidence
         self.shown = shown
         self.suspect = suspect
@@ -129,7 +133,7 @@ class LabelAudit:
     def _maps(self, item: dict[str, Any]) -> np.ndarray:
         """(K, *S) in the label's space, K at least the classes."""
         image = item["image"][None].to(self.device)
-        with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
+        with torch.autocast(self.device.type, enabled=self.amp["amp"], **self.amp["amp_kwargs"]):
             maps = self.inferer(image, self.network).float().cpu()
         batch = decollate_batch(list_data_collate([{"image": item["image"]}]))[0]
         return self.postprocessing({**batch, "pred": maps[0]})["pred"].cpu().numpy()
