@@ -152,6 +152,11 @@ class AmbiSSL(RaterMethod):
             shown = shown[torch.cat((unlabelled.logical_not().nonzero(), unlabelled.nonzero()))[:, 0].argsort()]
         return self.finish(terms, shown, prior, samples)
 
+    def after_step(self) -> None:
+        """The optimiser may have momentum for weights that a redraw has pruned: they become 0 again."""
+        self.phi_masks.zero_pruned(self.network.decoder)
+        self.xi_masks.zero_pruned(self.xi)
+
     def _pseudo_labels(
         self, features: list[torch.Tensor], prior: Latent, phi_features: torch.Tensor, weak: torch.Tensor
     ) -> PseudoLabels:

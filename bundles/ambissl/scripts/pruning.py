@@ -11,9 +11,9 @@ from torch.func import functional_call
 class PruningMasks(nn.Module):
     """Masks of one decoder's weights, and the decoder seen through them.
 
-    The masked weight M * W enters the forward pass, so the gradient of a pruned weight is 0; as the weight is set to 0
-    when it is pruned, it stays 0 under momentum and weight decay, in checkpoints and in the exported network, which
-    needs no masks.
+    The masked weight M * W enters the forward pass, so the gradient of a pruned weight is 0. The weight is set to 0 when
+    it is pruned, and again after each step of the optimiser, which may still have momentum for it: it is 0 in
+    checkpoints and in the exported network, which needs no masks.
 
     Args:
         decoder: whose convolutions to prune, with ``blocks``, the deepest first.
@@ -51,6 +51,13 @@ class PruningMasks(nn.Module):
         weights = dict(decoder.named_parameters())
         for (name, mask), chosen in zip(self.masks().items(), drawn, strict=True):
             mask.copy_(largest(weights[name], keep) if chosen else torch.ones_like(mask))
+        self.zero_pruned(decoder)
+
+    @torch.no_grad()
+    def zero_pruned(self, decoder: nn.Module) -> None:
+        """Set the pruned weights to 0."""
+        weights = dict(decoder.named_parameters())
+        for name, mask in self.masks().items():
             weights[name].mul_(mask)
 
 

@@ -7,7 +7,11 @@ import pytest
 import torch
 from monai.networks.nets import FlexibleUNet
 
+from bundles.ambissl.scripts.method import AmbiSSL
 from bundles.ambissl.scripts.pruning import PruningMasks, draw_layers, largest
+from common.training.method import Progress
+
+from .small import make_batch, small_network
 
 
 def decoder_of(channels: tuple[int, ...] = (16, 8, 8, 4, 4)) -> torch.nn.Module:
@@ -72,6 +76,38 @@ def test_masked_forward_is_that_of_masked_weights_and_masks_the_gradient() -> No
     for name, mask in masks.masks().items():
         gradient = weights[name].grad
         assert gradient is not None and bool((gradient[~mask] == 0).all()) and bool((gradient[mask] != 0).any())
+
+
+def trained(interval: int, hook: bool = True) -> AmbiSSL:
+    """Twelve steps of Adam; ``hook``: with what follows each of them."""
+    torch.manual_seed(0)
+    method = AmbiSSL(small_network(), prune_interval=interval, bound_samples=2).train()
+    optimizer = torch.optim.Adam(method.parameters(), lr=0.01)
+    for iteration in range(12):
+        optimizer.zero_grad()
+        method(make_batch((2, 0)), Progress(iteration, 12)).total.backward()
+        optimizer.step()
+        if hook:
+            method.after_step()
+    return method
+
+
+def test_what_a_redraw_prunes_stays_0_whatever_momentum_adam_has_for_it() -> None:
+    """So what ships, without masks, is what has trained."""
+    method = trained(5)
+    for masks, decoder in ((method.phi_masks, method.network.decoder), (method.xi_masks, method.xi)):
+        weights = dict(decoder.named_parameters())
+        assert any(not bool(mask.all()) for mask in masks.masks().values())
+        assert all(bool((weights[name][~mask] == 0).all()) for name, mask in masks.masks().items())
+    features = method.eval().network.encode(torch.rand(1, 1, 64, 64))
+    assert torch.equal(method.network.decode(features), method._phi(features))
+
+
+def test_without_redraws_training_is_equal_to_the_bit() -> None:
+    """Signs of zeros too."""
+    found, expected = (dict(trained(0, hook).named_parameters()) for hook in (True, False))
+    for name, weight in expected.items():
+        assert torch.equal(found[name].view(torch.int32), weight.view(torch.int32)), name
 
 
 def test_block_out_of_range_is_refused() -> None:
