@@ -63,7 +63,7 @@ def affinity_gate(
 
 
 class _Gate(torch.autograd.Function):
-    """Channel by channel, block by block; keeps its inputs' guide and the sums of what is selected."""
+    """Block by block, on a CPU channel by channel; keeps its inputs' guide and the sums of what is selected."""
 
     @staticmethod
     def forward(ctx: Any, features: torch.Tensor, guide: torch.Tensor, radius: int, normalise: bool) -> torch.Tensor:
@@ -72,13 +72,13 @@ class _Gate(torch.autograd.Function):
         scale = _inverse_band(guide)
         ctx.save_for_backward(guide, counts, scale)
         ctx.radius = radius
-        value, reference, target = (_by_channel(tensor) for tensor in (features, guide, result))
-        number = None if counts is None else _by_channel(counts)
-        scales, centre = scale.flatten(), (0,) * (features.ndim - 2)
+        value, reference, target = (_images(tensor) for tensor in (features, guide, result))
+        number = None if counts is None else _images(counts)
+        scales, centre = _images(scale).flatten(2), (0,) * (features.ndim - 2)
         sizes = window_sizes(features.shape[2:], radius, features)
 
         def gate(block: WindowBlock) -> None:
-            inner = block.at(block.lay_out(_edge(block, reference, sizes, scales), torch.inf), centre)
+            inner = block.at(_edges(block, reference, sizes, scales), centre)
             guides, own = block.cut(reference, -torch.inf).mul_(scales[block.image]), block.cut(value, 0.0)
             total, count, selected = torch.zeros_like(inner), torch.zeros_like(inner), torch.empty_like(inner)
             for offset in (*window_offsets(radius, len(centre)), centre):
@@ -100,12 +100,12 @@ class _Gate(torch.autograd.Function):
         guide, counts, scale = ctx.saved_tensors
         radius, centre = ctx.radius, (0,) * (grad.ndim - 2)
         result = torch.empty_like(grad, memory_format=torch.contiguous_format)
-        flow, reference, target = (_by_channel(tensor) for tensor in (grad, guide, result))
-        number = None if counts is None else _by_channel(counts)
-        scales, sizes = scale.flatten(), window_sizes(grad.shape[2:], radius, grad)
+        flow, reference, target = (_images(tensor) for tensor in (grad, guide, result))
+        number = None if counts is None else _images(counts)
+        scales, sizes = _images(scale).flatten(2), window_sizes(grad.shape[2:], radius, grad)
 
         def adjoint(block: WindowBlock) -> None:
-            edges = block.lay_out(_edge(block, reference, sizes, scales), torch.inf)
+            edges = _edges(block, reference, sizes, scales)
             own = block.at(block.cut(reference, -torch.inf).mul_(scales[block.image]), centre)
             shares = whole = block.cut(flow, 0.0)
             if number is not None:
@@ -121,9 +121,12 @@ class _Gate(torch.autograd.Function):
         return result, None, None, None
 
 
-def _by_channel(values: torch.Tensor) -> torch.Tensor:
-    """Every channel as an image of its own: (B C, 1, H, W[, D])."""
-    return values.reshape(-1, 1, *values.shape[2:])
+def _images(values: torch.Tensor) -> torch.Tensor:
+    """What blocks are cut from: on a CPU every channel, (B C, 1, H, W[, D]), elsewhere as it is.
+
+    A block of one channel stays in a CPU's cache; a GPU is better off with few large operations.
+    """
+    return values.reshape(-1, 1, *values.shape[2:]) if values.device.type == "cpu" else values
 
 
 def _inverse_band(guide: torch.Tensor) -> torch.Tensor:
@@ -134,13 +137,13 @@ def _inverse_band(guide: torch.Tensor) -> torch.Tensor:
     return 1.0 / (0.02 * scale).clamp_min(1e-12)
 
 
-def _edge(block: WindowBlock, guide: torch.Tensor, sizes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Where the indicator leaves 0, in widths of its edge, for a block and its margin: (1, planes, W[, D])."""
+def _edges(block: WindowBlock, guide: torch.Tensor, sizes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Where the indicator leaves 0, in widths of its edge, for a block and its margin, flat: (C, padded size)."""
     radius = block.radius
     inner, outer = block.reach(radius), block.reach(2 * radius)
     sums = box_sum(guide[block.image][:, outer], radius, len(block.shape))
     means = sums[:, inner.start - outer.start : inner.stop - outer.start] / sizes[inner]
-    return means * scales[block.image] - 1.0
+    return block.lay_out(means, torch.inf).mul_(scales[block.image]).sub_(1.0)
 
 
 def _plain_gate(features: torch.Tensor, guide: torch.Tensor, radius: int, normalise: bool) -> torch.Tensor:

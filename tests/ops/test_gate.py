@@ -48,6 +48,21 @@ def test_values_and_gradients_equal_the_equation(
     torch.testing.assert_close(single.double(), results[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_blocks_of_whole_images_give_the_same(
+    shape: tuple[int, ...], normalise: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a GPU takes them."""
+    features, guide, flow = (normal(2, 3, *shape, seed=seed) for seed in range(3))
+    features.requires_grad_()
+    results = [affinity_gate(features, guide, normalise=normalise)]
+    monkeypatch.setattr(gate, "_images", lambda values: values)
+    results.append(affinity_gate(features, guide, normalise=normalise))
+    assert torch.equal(*results)
+    assert torch.equal(*(torch.autograd.grad(result, features, flow)[0] for result in results))
+
+
 @pytest.mark.parametrize("shape", [(3, 4), (3, 2, 3)])
 def test_gradient_is_that_of_finite_differences(shape: tuple[int, ...]) -> None:
     features, guide = normal(2, 2, *shape).requires_grad_(), normal(2, 2, *shape, seed=1)
