@@ -11,8 +11,8 @@ from torch.func import functional_call
 class PruningMasks(nn.Module):
     """Masks of one decoder's weights, and the decoder seen through them.
 
-    The masked weight M * W enters the forward pass, so the gradient of a pruned weight is 0. The weight is set to 0 when
-    it is pruned, and again after each step of the optimiser, which may still have momentum for it: it is 0 in
+    The masked weight M * W enters the forward pass, so the gradient of a pruned weight is 0. The weight is set to 0
+    when it is pruned, and again after each step of the optimiser, which may still have momentum for it: it is 0 in
     checkpoints and in the exported network, which needs no masks.
 
     Args:
