@@ -20,6 +20,7 @@ TEXTS = ("", ".py", ".yaml", ".yml", ".json", ".conf", ".md", ".txt", ".csv")
 IMAGES = (".png", ".jpg", ".svg")  # of the documentation
 STAND_ALONE = ("train", "inference")  # configs that hold the settings; others go on top of them
 CALIBRATION_FILE = "calibration.json"  # beside weights, what `calibrating` found for them
+SIZING = ("network_def", "strides")  # keys that decide what spatial sizes the network takes
 TARGET = "_common"  # package inside `scripts` that holds the copy of `common`
 
 
@@ -74,6 +75,11 @@ class BundleExport:
             channels = int(self.values["in_channels"])
             image = self.metadata["network_data_format"]["inputs"]["image"]
             image |= {"num_channels": channels, "channel_def": {str(i): f"image {i}" for i in range(channels)}}
+
+    @property
+    def settles_sizes(self) -> bool:
+        """Whether the network may take other spatial sizes than the bundle's metadata say."""
+        return any(key in self.values for key in SIZING)
 
     def write(self, target: Path, weights: Path | None) -> None:
         """Write the stand-alone bundle to an empty folder."""

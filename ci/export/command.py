@@ -14,7 +14,8 @@ What a run was given on top of the configs goes along, so that annotation server
     python ci/export_bundle.py alc --output exported --overlay bundles/alc/configs/la.yaml \\
         --dataset_dir /data/la --weights runs/la/model.pt
 
-writes the overlay's values into the configs, and the classes of the data set's JSON into configs and metadata.
+writes the overlay's values into the configs, the classes of the data set's JSON into configs and metadata, and into
+the metadata what sizes another network or other strides take, see ``ci/export/unit.py``.
 
 ``--torchscript``, ``--onnx`` and ``--program`` add the network as ``models/model.ts``, ``model.onnx``, ``model.pt2``,
 each compared with the network at other sizes than it was made with, see ``ci/export/formats.py``. A file of more than
@@ -50,14 +51,25 @@ parser.get_parsed_content("network_def").load_state_dict(state.get("model", stat
 """
 
 
+def _last_words(done: subprocess.CompletedProcess[str]) -> str:
+    return (done.stderr.strip().splitlines() or ["no reason"])[-1].strip().rstrip(".")
+
+
 def _try_weights(folder: Path) -> None:
     done = subprocess.run([sys.executable, "-c", TRY_WEIGHTS], cwd=folder, capture_output=True, text=True)
     if done.returncode != 0:
-        said = done.stderr.strip().splitlines()
         raise ExportError(
-            f"the weights do not go into the network of inference.yaml ({said[-1].strip() if said else 'no reason'}). "
+            f"the weights do not go into the network of inference.yaml ({_last_words(done)}). "
             "Fix: give the overlay and the data set that they were trained with, by --overlay and --dataset_dir."
         )
+
+
+def _write_unit(folder: Path) -> None:
+    """What sizes the network takes, into the metadata, by a process that knows nothing of the repository."""
+    program = Path(__file__).with_name("unit.py")
+    done = subprocess.run([sys.executable, program], cwd=folder, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise ExportError(f"{_last_words(done)}. Fix: give overlays that fit together, by --overlay.")
 
 
 def _write_formats(folder: Path, names: Sequence[str]) -> None:
@@ -65,8 +77,8 @@ def _write_formats(folder: Path, names: Sequence[str]) -> None:
     program = Path(__file__).with_name("formats.py")
     done = subprocess.run([sys.executable, program, *names], cwd=folder, capture_output=True, text=True)
     if done.returncode != 0:
-        said = (done.stderr.strip().splitlines() or ["no reason"])[-1]
-        raise ExportError(f"{said}. Fix: leave that format out; models/model.pt is what all others are made from.")
+        fix = "leave that format out; models/model.pt is what all others are made from."
+        raise ExportError(f"{_last_words(done)}. Fix: {fix}")
     print("\n".join(line for line in done.stdout.splitlines() if line.startswith("model.")))
 
 
@@ -135,6 +147,8 @@ def export_bundle(
         export.write(fresh, shipped)
         if shipped is not None:
             _try_weights(fresh)
+        if export.settles_sizes:
+            _write_unit(fresh)
         if latent:
             from .latent import export_latent  # torch, which other exports do not need
 

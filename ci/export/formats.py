@@ -130,13 +130,24 @@ FORMATS: dict[str, Callable[[Subject, Path], Predictor]] = {
 
 
 def differences(subject: Subject, predict: Predictor) -> Iterator[tuple[list[int], float]]:
-    """At sizes other than the traced one: shape, and the largest difference as a share of the largest logit."""
+    """At sizes other than the traced one: shape, and the largest difference as a share of the largest logit.
+
+    Raises:
+        FormatError: the network or the file refuses an image, or they give answers of different shapes.
+    """
     for batch, units in OTHERS:
         image = subject.image(batch, units)
-        expected, found = subject.network(image), predict(image)
+        try:
+            expected, found = subject.network(image), predict(image)
+        except Exception as error:
+            raise FormatError(f"an image of {list(image.shape)} is refused: {_reason(error)}") from error
         if found.shape != expected.shape:
             raise FormatError(f"{list(image.shape)} gives {list(found.shape)}, the network {list(expected.shape)}")
         yield list(image.shape), ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def write(subject: Subject, path: Path) -> None:
@@ -148,8 +159,7 @@ def write(subject: Subject, path: Path) -> None:
     try:
         predict = FORMATS[path.suffix](subject, path)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise FormatError(f"this network does not become {path.name}: {reason}") from error
+        raise FormatError(f"this network does not become {path.name}: {_reason(error)}") from error
     for shape, largest in differences(subject, predict):
         if not largest < TOLERANCE:
             raise FormatError(f"{path.name}: logits of {shape} differ by {largest:.1e}, allowed {TOLERANCE}")
