@@ -141,6 +141,11 @@ class BundleExport:
             known = set().union(*(yaml.safe_load((path.parent / f"{name}.yaml").read_text()) for name in STAND_ALONE))
             added = [line for key in self.values if key not in known for line in key_lines(key, self.values[key])]
             text += "".join(f"{line}\n" for line in added)
+        else:  # what the overlay's other values refer to, such as another network's dropout
+            waiting = [key for key in self.values if not re.search(rf"(?m)^{re.escape(key)}:", text)]
+            while referred := [key for key in waiting if re.search(rf"@{re.escape(key)}\b", text)]:
+                text += "".join(f"{line}\n" for key in referred for line in key_lines(key, self.values[key]))
+                waiting = [key for key in waiting if key not in referred]
         return text
 
     def _rewrite_config(self, path: Path, text: str) -> str:

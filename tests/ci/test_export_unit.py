@@ -84,6 +84,7 @@ def sizes(exported: Path) -> list[list[str]]:
     [
         ("affinity_umamba", ["acdc"], ["32*n", "32*n", "4*n"]),
         ("affinity_umamba", ["acdc", "swin_unetr"], ["32*n", "32*n", "32*n"]),
+        ("alc", ["swin_unetr"], ["32*n", "32*n", "32*n"]),  # its dropout is no key of inference.yaml
         ("affinity_umamba", ["no_iae"], ["16*n", "16*n", "16*n"]),
     ],
     ids=str,
