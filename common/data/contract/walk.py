@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -19,9 +20,9 @@ def paths_below(folder: Path, pattern: str = "*") -> list[Path]:
     """
     found: list[Path] = []
     seen = {str(parent) for parent in folder.resolve().parents}
-    waiting = [folder]
-    for start in waiting:  # which grows: links wait until all that is there without them has been seen
-        for here, folders, files in os.walk(start):
+    waiting = deque([folder])
+    while waiting:  # links wait until all that is there without them has been seen
+        for here, folders, files in os.walk(waiting.popleft()):
             real = os.path.realpath(here)
             if real in seen:
                 folders.clear()
