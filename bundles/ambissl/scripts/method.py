@@ -154,8 +154,9 @@ class AmbiSSL(RaterMethod):
 
     def after_step(self) -> None:
         """The optimiser may have momentum for weights that a redraw has pruned: they become 0 again."""
-        self.phi_masks.zero_pruned(self.network.decoder)
-        self.xi_masks.zero_pruned(self.xi)
+        if self.prune_interval > 0:
+            self.phi_masks.zero_pruned(self.network.decoder)
+            self.xi_masks.zero_pruned(self.xi)
 
     def _pseudo_labels(
         self, features: list[torch.Tensor], prior: Latent, phi_features: torch.Tensor, weak: torch.Tensor

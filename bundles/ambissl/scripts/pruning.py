@@ -12,8 +12,9 @@ class PruningMasks(nn.Module):
     """Masks of one decoder's weights, and the decoder seen through them.
 
     The masked weight M * W enters the forward pass, so the gradient of a pruned weight is 0. The weight is set to 0
-    when it is pruned, and again after each step of the optimiser, which may still have momentum for it: it is 0 in
-    checkpoints and in the exported network, which needs no masks.
+    when it is pruned, and stays 0 under momentum and weight decay; where masks are drawn again, the optimiser may still
+    have momentum for it, and :meth:`zero_pruned` follows each step. It is 0 in checkpoints and in the exported network,
+    which needs no masks.
 
     Args:
         decoder: whose convolutions to prune, with ``blocks``, the deepest first.
