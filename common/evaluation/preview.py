@@ -79,7 +79,8 @@ def draw_preview(
     figure = Figure(figsize=(8.0, 4.6))
     for ax, index, what in zip(figure.subplots(1, 2), (middle, largest), ("middle", "largest structure"), strict=True):
         plane, outlines = (np.take(volume, index, axis=axis).T[::-1, ::-1] for volume in (seen, mask))
-        picture = CasePicture(plane, None, outlines, None, (spacing[down], spacing[across]), window, "", in_mm=in_mm)
+        pixel, marks = (spacing[down], spacing[across]), MARKS[axis] if in_mm else ""
+        picture = CasePicture(plane, None, outlines, None, pixel, window, "", marks=marks, in_mm=in_mm)
         draw_case(
             ax,
             plane,
@@ -91,7 +92,6 @@ def draw_preview(
         )
         shown = what if mask.any() else "nothing was segmented"
         draw_caption(ax, f"{VIEWS[axis]} slice {index + 1} of {mask.shape[axis]}, {shown}")
-        picture.marks = MARKS[axis] if in_mm else ""
         draw_scale_bar(ax, picture)
         draw_marks(ax, picture)
     counts = {value: int((mask == value).sum()) for value in labels}

@@ -72,6 +72,11 @@ class CasePicture:
     worst: CasePicture | None = None
     in_mm: bool = True
 
+    @property
+    def unit(self) -> str:
+        """Of lengths."""
+        return "mm" if self.in_mm else "voxels"
+
 
 def _read_volume(path: Path) -> tuple[NDArray[np.float32], tuple[float, ...]]:
     """A NIfTI file's first channel in the orientation nearest to RAS, (X, Y, Z), and its spacing in mm."""
@@ -271,14 +276,13 @@ def draw_caption(ax: Axes, text: str) -> None:
 
 def draw_scale_bar(ax: Axes, picture: CasePicture) -> None:
     """A bar of round length in the lower left corner."""
-    unit = "mm" if picture.in_mm else "voxels"
     width = picture.image.shape[1] * picture.spacing[1]
     length = max((bar for bar in _BAR_LENGTHS if bar <= 0.3 * width), default=1)
     ends = (0.05, 0.05 + length / width)
     line = ax.plot(ends, (0.05, 0.05), color="white", linewidth=1.6, transform=ax.transAxes, solid_capstyle="butt")[0]
     line.set_path_effects([patheffects.withStroke(linewidth=2.8, foreground="black")])
     text = ax.text(
-        sum(ends) / 2, 0.07, f"{length} {unit}", transform=ax.transAxes, color="white", ha="center", fontsize=6
+        sum(ends) / 2, 0.07, f"{length} {picture.unit}", transform=ax.transAxes, color="white", ha="center", fontsize=6
     )
     text.set_path_effects([patheffects.withStroke(linewidth=1.5, foreground="black")])
 

@@ -209,7 +209,7 @@ def _draw_error(ax: Axes, picture: CasePicture, labels: Mapping[int, str]) -> No
     ring = ax.plot(column, row, "o", markersize=9, markerfacecolor="none", markeredgecolor="white", markeredgewidth=1)
     ring[0].set_path_effects([patheffects.withStroke(linewidth=2.2, foreground="#C00000")])
     name = labels.get(error.structure, str(error.structure))
-    how = error.kind if error.distance is None else f"{error.distance:.1f} {'mm' if picture.in_mm else 'voxels'} off"
+    how = error.kind if error.distance is None else f"{error.distance:.1f} {picture.unit} off"
     shown = name if len(name) <= _NAME else name[: _NAME - 1] + "…"
     draw_caption(ax, f"largest error: {how}\n{shown}\n{picture.where}")
     draw_scale_bar(ax, picture)
