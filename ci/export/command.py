@@ -51,35 +51,37 @@ parser.get_parsed_content("network_def").load_state_dict(state.get("model", stat
 """
 
 
-def _last_words(done: subprocess.CompletedProcess[str]) -> str:
-    return (done.stderr.strip().splitlines() or ["no reason"])[-1].strip().rstrip(".")
+def _run_in(folder: Path, *words: str, what: str, fix: str) -> str:
+    """What a Python process prints that knows nothing of the repository.
+
+    Raises:
+        ExportError: it failed; ``{}`` in ``what`` is its last line.
+    """
+    done = subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True)
+    if done.returncode != 0:
+        said = (done.stderr.strip().splitlines() or ["no reason"])[-1].strip().rstrip(".")
+        raise ExportError(f"{what.format(said)}. Fix: {fix}")
+    return done.stdout
 
 
 def _try_weights(folder: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", TRY_WEIGHTS], cwd=folder, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise ExportError(
-            f"the weights do not go into the network of inference.yaml ({_last_words(done)}). "
-            "Fix: give the overlay and the data set that they were trained with, by --overlay and --dataset_dir."
-        )
+    what = "the weights do not go into the network of inference.yaml ({})"
+    fix = "give the overlay and the data set that they were trained with, by --overlay and --dataset_dir."
+    _run_in(folder, "-c", TRY_WEIGHTS, what=what, fix=fix)
 
 
 def _write_unit(folder: Path) -> None:
-    """What sizes the network takes, into the metadata, by a process that knows nothing of the repository."""
+    """What sizes the network takes, into the metadata."""
     program = Path(__file__).with_name("unit.py")
-    done = subprocess.run([sys.executable, program], cwd=folder, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise ExportError(f"{_last_words(done)}. Fix: give overlays that fit together, by --overlay.")
+    _run_in(folder, str(program), what="{}", fix="give overlays that fit together, by --overlay.")
 
 
 def _write_formats(folder: Path, names: Sequence[str]) -> None:
-    """The network in other formats, by a process that knows nothing of the repository."""
+    """The network in other formats."""
     program = Path(__file__).with_name("formats.py")
-    done = subprocess.run([sys.executable, program, *names], cwd=folder, capture_output=True, text=True)
-    if done.returncode != 0:
-        fix = "leave that format out; models/model.pt is what all others are made from."
-        raise ExportError(f"{_last_words(done)}. Fix: {fix}")
-    print("\n".join(line for line in done.stdout.splitlines() if line.startswith("model.")))
+    fix = "leave that format out; models/model.pt is what all others are made from."
+    said = _run_in(folder, str(program), *names, what="{}", fix=fix)
+    print("\n".join(line for line in said.splitlines() if line.startswith("model.")))
 
 
 def _find_weights(bundle: Path, weights: Path | None, without: bool) -> Path | None:
