@@ -131,6 +131,7 @@ def summarise_rows(study: Study, measured: Sequence[Measured], seed: int = 0) ->
         seed: of bootstrap and permutations.
     """
     reference = [entry for entry in measured if entry.run.row.name == study.reference]
+    mixed = _mixed(study, measured)
     results = []
     for row in study.rows:
         own = [entry for entry in measured if entry.run.row.name == row.name]
@@ -147,7 +148,7 @@ def summarise_rows(study: Study, measured: Sequence[Measured], seed: int = 0) ->
             peak_mib=max(entry.state.peak_mib for entry in own),
         )
         for metric, values in per_case.items():
-            if values and not _mixed(metric, measured):
+            if values and metric not in mixed:
                 result.cells[metric] = _cell(values, own, metric, seed)
                 if row.name != study.reference:
                     _compare(result.cells[metric], _differences(own, reference, metric), seed)
@@ -164,9 +165,11 @@ def _over_seeds(own: Sequence[Measured], metric: str) -> dict[str, float]:
     return {case: float(np.mean(values)) for case, values in found.items()}
 
 
-def _mixed(metric: str, measured: Sequence[Measured]) -> bool:
-    """Whether cases have the metric in different units (mm, and voxels where no spacing is known)."""
-    return metric in METRICS and len({METRICS[metric].unit_in(line) for entry in measured for line in entry.rows}) > 1
+def _mixed(study: Study, measured: Sequence[Measured]) -> list[str]:
+    """Metrics that cases have in different units (mm, and voxels where no spacing is known)."""
+    lines = [line for entry in measured for line in entry.rows]
+    known = [metric for metric in study.metrics if metric in METRICS]
+    return [metric for metric in known if len({METRICS[metric].unit_in(line) for line in lines}) > 1]
 
 
 def _cell(values: dict[str, float], own: Sequence[Measured], metric: str, seed: int) -> Cell:
@@ -262,7 +265,7 @@ def format_markdown(study: Study, results: Sequence[RowResult], measured: Sequen
     runs = {each.name: {entry.run.name for entry in measured if entry.run.row.name == each.name} for each in results}
     if any(names != runs[results[0].name] for names in runs.values()):
         text += " Rows differ in their runs: the differences say how they stand to each other, not the means."
-    if mixed := [metric for metric in study.metrics if _mixed(metric, measured)]:
+    if mixed := _mixed(study, measured):
         text += f" Cases differ in the unit of {', '.join(mixed)}: there is no mean, cases.csv has each."
     counts = ", ".join(_counts(result, runs[result.name], runs.get(study.reference, set())) for result in results)
     return "\n".join([*lines, "", text, "", f"Runs: {counts}.", "", *_made_by(measured), f"`{command}`", ""])
