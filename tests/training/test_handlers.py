@@ -1,17 +1,13 @@
-"""Checkpoints, the history and the metrics of cases, on the tiny trainer."""
+"""Checkpoints and the history of a training, on the tiny trainer."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
-import fcntl
 import math
 import os
-import re
-import struct
 import subprocess
 import sys
-import termios
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +21,7 @@ from monai.handlers import LrScheduleHandler, ValidationHandler
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, OneCycleLR, StepLR
 
 from common.training import handlers
-from common.training.handlers import LossProgressBar, RunCheckpoint, TrainingHistory
+from common.training.handlers import RunCheckpoint, TrainingHistory
 from common.training.lock import LOCK_FILE, FolderInUseError, FolderLock
 from common.training.trainer import MethodTrainer
 from tests.tiny import TinyMethod, assert_same_to_the_bit, snapshot, tiny_trainer
@@ -489,45 +485,3 @@ def test_tensorboard_gets_the_same(tmp_path: Path) -> None:
     assert set(events.Tags()["scalars"]) == {name for _, _, name, _ in history.rows}
     expected = [value for _, _, name, value in history.rows if name == "loss/total"]
     assert [event.value for event in events.Scalars("loss/total")] == pytest.approx(expected)
-
-
-# LossProgressBar
-
-
-def test_the_progress_bar_shows_every_loss(capsys: pytest.CaptureFixture[str]) -> None:
-    tiny_trainer(max_epochs=1, train_handlers=[LossProgressBar()]).run()
-    shown = capsys.readouterr().err
-    assert all(f"{name}=" in shown for name in ("fit", "size", "total"))
-    assert "weight" not in shown and "monitor" not in shown
-
-
-def test_one_process_alone_shows_a_progress_bar(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(handlers, "is_first_rank", lambda: False)
-    tiny_trainer(max_epochs=1, train_handlers=[LossProgressBar()]).run()
-    assert "fit=" not in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("columns", [80, 120])
-def test_the_progress_bar_fits_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many terms there are, the total and the remaining time are there, and no term is cut off."""
-    names = ["supervised", "cross_pseudo", "contrastive", "uncertainty", "consistency", "prototypes", "total"]
-    scalars = {f"loss/{name}": 10 + index / 8 for index, name in enumerate(names)}
-    master, slave = os.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    with os.fdopen(slave, "w") as terminal, os.fdopen(master, "rb") as screen:
-        monkeypatch.setattr(sys, "stderr", terminal)
-        engine = Engine(lambda engine, batch: [{"scalars": scalars}])
-        LossProgressBar().attach(engine)
-        engine.add_event_handler(Events.ITERATION_COMPLETED(once=4), lambda: engine.terminate())  # before it is full
-        engine.run(range(50), max_epochs=100)
-        terminal.flush()
-        os.set_blocking(screen.fileno(), False)
-        lines = re.split(r"[\r\n]+|\x1b\[A", (screen.read() or b"").decode())
-    whole = [line for line in lines if "total=" in line]
-    assert whole and all(len(line) < columns for line in lines)
-    assert all(re.search(r"\d\d:\d\d<(\d\d:\d\d|\?), total=10\.750", line) for line in whole)
-    terms = [term for line in whole for term in line.rstrip().split(", ")[1:]]
-    assert all(re.fullmatch(r"[a-z_]+=\d\d\.\d{3}", term) for term in terms)
-    assert ("supervised=10.000" in terms) == (columns == 120) and "prototypes=10.625" not in terms
