@@ -34,6 +34,7 @@ def shipped_step(method: Method, batch: dict[str, Any], dtype: torch.dtype) -> S
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
+        method.before_step(PROGRESS)
         with ConvolutionGuard(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32):
             total = method(batch, PROGRESS).total
         scaler.scale(total).backward()
@@ -74,6 +75,7 @@ def check_losses(
     totals = []
     for method, around in ((shipped, nullcontext), (plain, context)):
         torch.manual_seed(1)
+        method.before_step(PROGRESS)
         with around():
             totals.append(float(method(batch, PROGRESS).total))
     print(f"loss of the first step {totals[0]:.6f} as shipped, {totals[1]:.6f} plain")

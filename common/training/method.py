@@ -77,5 +77,8 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
+    def before_step(self, progress: Progress) -> None:
+        """What precedes the forward pass and holds even if the step is left out, for example a draw of masks."""
+
     def after_step(self) -> None:
         """What follows the optimiser's step, for example the update of a teacher."""

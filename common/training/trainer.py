@@ -137,6 +137,7 @@ class MethodTrainer(Trainer):
         }
         progress = Progress(self.state.iteration - 1, self.state.max_epochs * self.state.epoch_length)
         self.method.train()
+        self.method.before_step(progress)
         if self._untried:
             self._try_precision(batch, progress)
         self.optimizer.zero_grad(set_to_none=True)

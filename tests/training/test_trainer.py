@@ -216,6 +216,29 @@ def test_non_finite_gradient_is_refused() -> None:
     assert method.steps == 1
 
 
+def test_what_precedes_a_step_holds_when_it_is_left_out() -> None:
+    """Weights that were pruned with a mask would stay so without one."""
+
+    class Drawing(TinyMethod):
+        drawn: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("drawn", torch.full((), -1))
+
+        def before_step(self, progress: Progress) -> None:
+            self.drawn.fill_(progress.iteration)
+
+        def forward(self, batch: dict[str, Any], progress: Progress) -> MethodOutput:
+            assert int(self.drawn) == progress.iteration
+            return super().forward(batch, progress)
+
+    method = Drawing()
+    trainer = tiny_trainer(method, tiny_loader(TinyCases(range(6))), max_epochs=1, max_skipped_steps=3)
+    trainer.run()
+    assert (trainer.skipped_steps, int(method.drawn)) == (3, 2)
+
+
 def test_non_finite_gradient_can_be_skipped() -> None:
     method = BrokenGradient()
     before = snapshot(method)

@@ -94,7 +94,6 @@ class AmbiSSL(RaterMethod):
         self.theta_head, self.xi_head = copy.deepcopy(network.head), copy.deepcopy(network.head)
         self.phi_masks, self.xi_masks = (PruningMasks(network.decoder, prune_from) for _ in range(2))
         self.register_buffer("pruned", torch.zeros((), dtype=torch.bool))
-        self._started = False
 
     def forward(self, batch: dict[str, Any], progress: Progress) -> MethodOutput:
         """Loss terms of a batch.
@@ -109,7 +108,6 @@ class AmbiSSL(RaterMethod):
             for the three decoders ``kl`` (Eq. 4), ``seg_<decoder>``, ``bound_<decoder>`` (Eq. 14); ``kl_phi`` (Eq. 5),
             ``kl_xi`` (Eq. 6), ``cross_phi`` (Eq. 17), ``cross_xi`` (Eq. 18); ``l2``.
         """
-        self._prune_if_due(progress.iteration)
         data, unlabelled = self.labelled(batch), batch["rater_count"] == 0
         weak, strong = batch["image"][unlabelled], batch["strong"][unlabelled]
         sizes = [len(data.image), len(weak), len(weak)]
@@ -151,6 +149,25 @@ class AmbiSSL(RaterMethod):
             shown = self.answers(Branch(phi_features, self.network.head), codes, views)[:, 0].log()
             shown = shown[torch.cat((unlabelled.logical_not().nonzero(), unlabelled.nonzero()))[:, 0].argsort()]
         return self.finish(terms, shown, prior, samples)
+
+    def before_step(self, progress: Progress) -> None:
+        """Eqs. 7 and 8, when the training starts, and again every ``prune_interval`` steps."""
+        iteration = progress.iteration
+        first = not bool(self.pruned)
+        again = self.prune_interval > 0 and iteration > 0 and iteration % self.prune_interval == 0
+        if not first and not again:
+            return
+        if first:  # weights may have been loaded since: copies of one decoder
+            for target in (self.theta, self.xi):
+                copy_weights(self.network.decoder, target)
+            for head in (self.theta_head, self.xi_head):
+                copy_weights(self.network.head, head)
+            self.pruned.fill_(True)
+        if self.keep_fraction < 1.0:
+            generator = np.random.default_rng((self.seed, iteration))
+            phi, xi = draw_layers(len(self.phi_masks.names), self.prune_probability, generator)
+            self.phi_masks.prune(self.network.decoder, phi, self.keep_fraction)
+            self.xi_masks.prune(self.xi, xi, self.keep_fraction)
 
     def after_step(self) -> None:
         """The optimiser may have momentum for weights that a redraw has pruned: they become 0 again."""
@@ -199,24 +216,3 @@ class AmbiSSL(RaterMethod):
     def _xi(self, features: list[torch.Tensor]) -> torch.Tensor:
         decoded: torch.Tensor = self.xi_masks(self.xi, features, self.network.skips)
         return decoded
-
-    def _prune_if_due(self, iteration: int) -> None:
-        """Eqs. 7 and 8, when the training starts, and again every ``prune_interval`` steps."""
-        again = self.prune_interval > 0 and iteration % self.prune_interval == 0
-        if self._started and not again:
-            return
-        first = not bool(self.pruned)
-        self._started = True
-        if not first and not (again and iteration > 0):
-            return
-        if first:  # weights may have been loaded since: copies of one decoder
-            for target in (self.theta, self.xi):
-                copy_weights(self.network.decoder, target)
-            for head in (self.theta_head, self.xi_head):
-                copy_weights(self.network.head, head)
-            self.pruned.fill_(True)
-        if self.keep_fraction < 1.0:
-            generator = np.random.default_rng((self.seed, iteration))
-            phi, xi = draw_layers(len(self.phi_masks.names), self.prune_probability, generator)
-            self.phi_masks.prune(self.network.decoder, phi, self.keep_fraction)
-            self.xi_masks.prune(self.xi, xi, self.keep_fraction)

@@ -18,7 +18,7 @@ from common.training.method import MethodOutput, Progress
 
 from .small import make_batch, small_network
 
-HALFWAY = Progress(iteration=50, total=100)
+START, HALFWAY = Progress(iteration=0, total=100), Progress(iteration=50, total=100)
 ENCODER, PRIOR, POSTERIOR = "network.encoder.", "network.prior.", "posterior."
 PHI, THETA, XI = ("network.decoder.", "network.head."), ("theta.", "theta_head."), ("xi.", "xi_head.")
 PARTS = (ENCODER, PRIOR, POSTERIOR, *PHI, *THETA, *XI)
@@ -44,6 +44,7 @@ def make_method(classes: int = 3, dims: int = 2, **settings: Any) -> AmbiSSL:
 
 
 def step(method: AmbiSSL, batch: dict[str, Tensor], progress: Progress = HALFWAY) -> MethodOutput:
+    method.before_step(progress)
     output: MethodOutput = method(batch, progress)
     return output
 
@@ -163,7 +164,7 @@ def test_what_is_no_rater_does_not_count() -> None:
 
 def test_pseudo_labels_are_eqs_9_to_13() -> None:
     method = make_method(soft_pseudo_labels=True, raters=5)
-    method._prune_if_due(0)
+    method.before_step(START)
     method.eval()
     weak = torch.rand(2, 1, 64, 64)
     features = method.network.encode(weak)
@@ -189,7 +190,7 @@ def test_pseudo_labels_are_eqs_9_to_13() -> None:
 def test_cross_supervision_is_eqs_15_to_18() -> None:
     """Decoder phi learns on the weak view from xi's set, xi on the strong view from phi's."""
     method = make_method(raters=4).eval()
-    method._prune_if_due(0)
+    method.before_step(START)
     weak, strong = torch.rand(2, 1, 64, 64), torch.rand(2, 1, 64, 64)
     sets = PseudoLabels(*(one_hot(torch.randint(0, 3, (2, 4, 64, 64)), 3) for _ in range(4)))
     views = [
@@ -265,7 +266,7 @@ def test_decoders_start_as_copies_and_differ_by_their_pruning() -> None:
         for parameter in method.network.decoder.parameters():
             parameter.add_(0.1)
     loaded = {name: value.clone() for name, value in method.network.decoder.named_parameters()}
-    method._prune_if_due(0)
+    method.before_step(START)
     theta, phi, xi = (dict(decoder.named_parameters()) for decoder in (method.theta, method.network.decoder, method.xi))
     torch.testing.assert_close(theta, loaded)
     phi_masks, xi_masks = method.phi_masks.masks(), method.xi_masks.masks()
@@ -281,7 +282,7 @@ def test_pruning_follows_from_the_seed() -> None:
     for seed in (0, 0, 1, 2):
         torch.manual_seed(seed * 7)
         method = AmbiSSL(copy.deepcopy(network), seed=seed)
-        method._prune_if_due(0)
+        method.before_step(START)
         masks.append([mask.clone() for mask in method.phi_masks.masks().values()])
     same = [all(torch.equal(a, b) for a, b in zip(masks[0], other, strict=True)) for other in masks[1:]]
     assert same[0] and not all(same[1:])

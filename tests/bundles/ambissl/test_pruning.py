@@ -85,7 +85,9 @@ def trained(interval: int, hook: bool = True) -> AmbiSSL:
     optimizer = torch.optim.Adam(method.parameters(), lr=0.01)
     for iteration in range(12):
         optimizer.zero_grad()
-        method(make_batch((2, 0)), Progress(iteration, 12)).total.backward()
+        progress = Progress(iteration, 12)
+        method.before_step(progress)
+        method(make_batch((2, 0)), progress).total.backward()
         optimizer.step()
         if hook:
             method.after_step()
