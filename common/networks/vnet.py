@@ -6,6 +6,8 @@ import torch
 from monai.networks.layers.factories import Conv, Norm
 from torch import nn
 
+from .layout import channels_last
+
 CONVOLUTIONS = (1, 2, 3, 3, 3)  # per resolution, from full to 1/16
 LEVELS = len(CONVOLUTIONS) - 1  # of the decoder
 
@@ -34,8 +36,7 @@ class VNetDecoder(nn.Module):
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Conv3d)):
                 nn.init.kaiming_normal_(module.weight)
-        layout = torch.channels_last_3d if spatial_dims == 3 else torch.channels_last
-        self.to(memory_format=layout)  # type: ignore[call-overload]
+        channels_last(self, spatial_dims)
 
     def decode(
         self, feature: torch.Tensor, skips: list[torch.Tensor], first: int = 0, last: int = LEVELS

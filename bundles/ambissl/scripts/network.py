@@ -13,6 +13,7 @@ from monai.networks.nets import FlexibleUNet
 from torch import nn
 from torch.nn import functional
 
+from common.networks.layout import channels_last
 from common.training.runs import load_weights
 
 from .head import Head
@@ -140,6 +141,7 @@ class ProbabilisticUNet(nn.Module):
         _replace_shortcuts(self.encoder)
         self.head = Head(spatial_dims, decoder_channels[-1], latent_size, head_channels, out_channels)
         self.prior = LatentEncoder(spatial_dims, in_channels, prior_channels, latent_size)
+        channels_last(self, spatial_dims)
         self.mean_noise: torch.Tensor
         self.register_buffer("mean_noise", _spread_noise(mean_samples, latent_size), persistent=False)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from monai.networks.nets import BasicUNet
 from torch import nn
 
 from common.networks.attention import SpatialSelfAttention, attach
+from common.networks.layout import channels_last
 
 DROPOUT = (0.05, 0.1, 0.2, 0.3, 0.5)
 
@@ -39,6 +39,7 @@ class AttentiveUNet(BasicUNet):
         ValueError: when there is no such level, or dropout does not hold 5 numbers.
 
     Example:
+        >>> import torch
         >>> AttentiveUNet(out_channels=4)(torch.zeros(2, 1, 32, 48)).shape
         torch.Size([2, 4, 32, 48])
     """
@@ -73,9 +74,7 @@ class AttentiveUNet(BasicUNet):
                 raise ValueError(f"attention_level must be 0 to {len(levels) - 1} or null, got {attention_level}.")
             block = SpatialSelfAttention(spatial_dims, features[attention_level], heads, layers)
             attach(self, levels[attention_level], block)
-        # convolutions of this size run faster in this order on a CPU, without changing a value
-        layout = torch.channels_last_3d if spatial_dims == 3 else torch.channels_last
-        self.to(memory_format=layout)
+        channels_last(self, spatial_dims)
 
     def _place_dropout(self, rates: dict[str, float]) -> None:
         """Dropout after the first convolution of the encoder's levels; none of what MONAI puts elsewhere."""
