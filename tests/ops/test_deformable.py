@@ -128,6 +128,18 @@ def test_blocks_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(found[1], found[2])
 
 
+def test_the_gradient_of_a_gpu_is_that_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums sorted by voxel, as they are formed there, against one pass over the shares."""
+    x, offset, weight = (tensor.requires_grad_() for tensor in case((3, 4, 2), (2, 3, 2), 2, padding=1))
+
+    def gradients() -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(deformable_conv(x, offset, weight, padding=1, groups=2).square().sum(), (x, offset))
+
+    expected = gradients()
+    monkeypatch.setattr(deformable, "_sum_samples", deformable._sum_sorted)
+    torch.testing.assert_close(gradients(), expected)
+
+
 def test_offsets_learn() -> None:
     module = DeformableConv(3, 2, 2)
     module(torch.randn(1, 2, 4, 4, 4)).square().sum().backward()
