@@ -19,8 +19,12 @@ from .supervised import Branch, RaterMethod, check_weights, copy_weights, random
 
 
 class PseudoLabels(NamedTuple):
-    """Sets of pseudo-labels (B, A, C, *S): decoders phi and xi alone, and each together with theta."""
+    """Sets of pseudo-labels (B, A, C, *S): decoders phi and xi alone, and each together with theta.
 
+    ``codes`` (B, A, D) are the latent codes that they answer to.
+    """
+
+    codes: torch.Tensor
     phi: torch.Tensor
     xi: torch.Tensor
     phi_theta: torch.Tensor
@@ -50,6 +54,8 @@ class AmbiSSL(RaterMethod):
         unsupervised_kl: alpha_u, weight of the divergences on unlabelled images (Eqs. 19 and 20).
         unlabelled_family: laplace or normal, of latent codes of unlabelled images.
         soft_pseudo_labels: pseudo-labels are probabilities instead of the likeliest class.
+        paired_codes: a decoder learns the other's answer to its own latent code, which is ours; in the paper code and
+            answer are drawn apart from each other (Eqs. 15-18), and the loss is least where all answers are one.
         seed: of the pruning.
         settings: as for :class:`RaterMethod`.
 
@@ -69,6 +75,7 @@ class AmbiSSL(RaterMethod):
         unsupervised_kl: float = 0.5,
         unlabelled_family: str = "laplace",
         soft_pseudo_labels: bool = False,
+        paired_codes: bool = False,
         seed: int = 0,
         **settings: Any,
     ) -> None:
@@ -89,7 +96,8 @@ class AmbiSSL(RaterMethod):
             prune_interval,
         )
         self.unsupervised_kl, self.family = unsupervised_kl, unlabelled_family
-        self.soft_pseudo_labels, self.seed = switch(soft_pseudo_labels, "soft_pseudo_labels"), seed
+        self.soft_pseudo_labels = switch(soft_pseudo_labels, "soft_pseudo_labels")
+        self.paired_codes, self.seed = switch(paired_codes, "paired_codes"), seed
         self.theta, self.xi = copy.deepcopy(network.decoder), copy.deepcopy(network.decoder)
         self.theta_head, self.xi_head = copy.deepcopy(network.head), copy.deepcopy(network.head)
         self.phi_masks, self.xi_masks = (PruningMasks(network.decoder, prune_from) for _ in range(2))
@@ -188,7 +196,7 @@ class AmbiSSL(RaterMethod):
             of_xi = self.answers(xi, codes, weak)  # Eq. 11
             # a sum of two probabilities is their mean: pair j shares its latent code
             sets = (of_phi, of_xi, (of_phi + of_theta) / 2, (of_xi + of_theta) / 2)  # Eqs. 12 and 13
-            return PseudoLabels(*(each if self.soft_pseudo_labels else harden(each) for each in sets))
+            return PseudoLabels(codes, *(each if self.soft_pseudo_labels else harden(each) for each in sets))
 
     def _cross_supervise(self, phi: View, xi: View, pseudo: PseudoLabels, mu: float) -> dict[str, LossTerm]:
         """Eqs. 2, 3, 5, 6 and 15-20: each decoder learns from a random member of the other's set.
@@ -203,10 +211,13 @@ class AmbiSSL(RaterMethod):
         ):
             posterior = self.encode_set(view.image, ensemble, count)  # Eqs. 2 and 3
             code = posterior.sample(self.noise(view.image, 1), self.family)
+            member = random_member(count)
+            if self.paired_codes:
+                code = pick(pseudo.codes, member)[:, None]
             answer = self.answers(Branch(view.features, head), code, view.image)[:, 0]  # Eqs. 15 and 16
             divergence = self.divergence(view.prior, posterior, self.family)  # Eqs. 5 and 6
             terms[f"kl_{name}"] = LossTerm(divergence, mu * self.unsupervised_kl)
-            terms[f"cross_{name}"] = LossTerm(dice_loss(answer, pick(target, random_member(count))), mu)  # Eqs. 17, 18
+            terms[f"cross_{name}"] = LossTerm(dice_loss(answer, pick(target, member)), mu)  # Eqs. 17, 18
         return terms
 
     def _phi(self, features: list[torch.Tensor]) -> torch.Tensor:

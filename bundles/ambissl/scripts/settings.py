@@ -54,6 +54,7 @@ METHOD = (
     Setting("prune_interval", "whole number", "after which the pruning is drawn anew; 0: never", "steps", least=0),
     Setting("unlabelled_family", "word", "of latent codes of unlabelled images", choices=FAMILIES),
     Setting("soft_pseudo_labels", "switch", "pseudo-labels are probabilities"),
+    Setting("paired_codes", "switch", "decoders learn from the other's answer to the same latent code"),
     Setting("threshold", "number", "pixels count whose probability is above it, of the baselines", least=0, below=1),
 )
 SETTINGS = SettingsTable(

@@ -178,21 +178,24 @@ def test_pseudo_labels_are_eqs_9_to_13() -> None:
     theta = method.theta_head(method.theta(features, 4), codes).softmax(2)
     xi = method.xi_head(method._xi(features), codes).softmax(2)
     expected = (phi, xi, (phi + theta) / 2, (xi + theta) / 2)
-    for ours, theirs in zip(found, expected, strict=True):
+    torch.testing.assert_close(found.codes, codes)
+    for ours, theirs in zip(found[1:], expected, strict=True):
         torch.testing.assert_close(ours, theirs)
         assert not ours.requires_grad
     method.soft_pseudo_labels = False
     torch.manual_seed(2)
-    for ours, theirs in zip(method._pseudo_labels(features, prior, phi_features, weak), expected, strict=True):
+    for ours, theirs in zip(method._pseudo_labels(features, prior, phi_features, weak)[1:], expected, strict=True):
         assert torch.equal(ours.argmax(2), theirs.argmax(2)) and set(ours.unique().tolist()) <= {0.0, 1.0}
 
 
-def test_cross_supervision_is_eqs_15_to_18() -> None:
+@pytest.mark.parametrize("paired", [False, True])
+def test_cross_supervision_is_eqs_15_to_18(paired: bool) -> None:
     """Decoder phi learns on the weak view from xi's set, xi on the strong view from phi's."""
-    method = make_method(raters=4).eval()
+    method = make_method(raters=4, paired_codes=paired).eval()
     method.before_step(START)
     weak, strong = torch.rand(2, 1, 64, 64), torch.rand(2, 1, 64, 64)
-    sets = PseudoLabels(*(one_hot(torch.randint(0, 3, (2, 4, 64, 64)), 3) for _ in range(4)))
+    masks = (one_hot(torch.randint(0, 3, (2, 4, 64, 64)), 3) for _ in range(4))
+    sets = PseudoLabels(torch.randn(2, 4, 4), *masks)
     views = [
         View(image, Latent(*method.network.prior(image)), decode(method.network.encode(image)))
         for image, decode in ((weak, method._phi), (strong, method._xi))
@@ -206,8 +209,9 @@ def test_cross_supervision_is_eqs_15_to_18() -> None:
         ("xi", views[1], sets.xi_theta, sets.phi, method.xi_head),
     ):
         posterior = method.encode_set(view.image, ensemble, count)
-        answer = head(view.features, posterior.sample(torch.randn(2, 1, 4), "laplace"))[:, 0].softmax(1)
-        expected = dice_loss(answer, pick(target, random_member(count)))
+        code, member = posterior.sample(torch.randn(2, 1, 4), "laplace"), random_member(count)
+        answer = head(view.features, pick(sets.codes, member)[:, None] if paired else code)[:, 0].softmax(1)
+        expected = dice_loss(answer, pick(target, member))
         assert terms[f"cross_{name}"].value.item() == pytest.approx(expected.item(), rel=1e-4)
         divergence = method.divergence(view.prior, posterior, "laplace")
         assert terms[f"kl_{name}"].value.item() == pytest.approx(divergence.item(), rel=1e-4)
