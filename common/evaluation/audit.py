@@ -42,7 +42,8 @@ def disagreement(probabilities: NDArray[np.floating], label: Volume, structure: 
         structure: class number.
 
     Returns:
-        in [0, 1]; 0 when the structure is neither labelled nor seen.
+        in [0, 1]; 0 when the structure is neither labelled nor the likeliest class of any voxel: a softmax leaves each
+        class some probability everywhere, of which the soft Dice with an empty label is 0.
 
     Example:
         >>> disagreement(np.array([[0.0, 1.0], [1.0, 0.0]]), np.array([1, 1]), 1)
@@ -50,8 +51,9 @@ def disagreement(probabilities: NDArray[np.floating], label: Volume, structure: 
     """
     seen = probabilities[structure].astype(np.float64)
     given = label == structure
-    total = seen.sum() + given.sum()
-    return 1.0 - 2.0 * float(seen[given].sum()) / float(total) if total > 0 else 0.0
+    if not given.any() and not (probabilities.argmax(0) == structure).any():
+        return 0.0
+    return 1.0 - 2.0 * float(seen[given].sum()) / float(seen.sum() + given.sum())
 
 
 def propose_label(probabilities: NDArray[np.floating], label: Volume, confidence: float) -> NDArray[np.uint8]:

@@ -25,6 +25,7 @@ from ..errors import ExpectedError
 from ..files import CALIBRATION_FILE, file_digest
 from ..ops.likeliest import likeliest
 from .calibration import foreground_voxels
+from .ensemble import Ensemble
 from .evaluators import CaseEvaluator
 
 HOTTEST = 20.0  # temperatures lie between this and its reciprocal
@@ -98,7 +99,7 @@ class Calibrator:
             temperature of all: of them only those are seen whose reference is a structure, all of them wrong.
 
     Raises:
-        ExpectedError: for the weights of an ensemble.
+        ExpectedError: for the weights of an ensemble, or mirrored answers.
     """
 
     def __init__(
@@ -112,6 +113,11 @@ class Calibrator:
         if len(files) != 1:
             raise ExpectedError(
                 f"weights: a temperature is of one network, and these are {len(files)}. Fix: give calibrating one file."
+            )
+        if isinstance(evaluator.network, Ensemble):
+            raise ExpectedError(
+                "mirror_axes: a temperature is of single answers, and the mean of mirrored ones is less sure. "
+                "Fix: leave mirror_axes out when calibrating."
             )
         self.evaluator, self.data, self.weights, self.per_class = evaluator, list(data), Path(files[0]), per_class
         self._random = np.random.default_rng(0)

@@ -55,7 +55,10 @@ def main(first: str, second: str) -> None:
         change = paired_differences(*tables)
     except (OSError, ValueError) as error:
         sys.exit(str(error))
-    means = [{(row["structure"], metric_name(row)): row["mean"] for row in summarise(table).rows} for table in tables]
+    means = [
+        {(row["structure"], metric_name(row)): row["mean"] for row in summarise(table).rows}
+        for table in _common(*tables)
+    ]
     width = max((len(row["structure"]) for row in change.rows), default=0)
     wide = max([14, *(len(metric_name(row)) for row in change.rows)])
     print(f"{change.cases} cases; second minus first, with its bootstrap 95% interval; better or worse: it is not 0")
@@ -69,6 +72,17 @@ def main(first: str, second: str) -> None:
             f"{row['structure']:<{width}}  {metric_name(row):<{wide}} {a:9.4f} {b:9.4f} {row['mean']:+11.4f}  "
             f"[{row['lo']:+.4f}, {row['hi']:+.4f}]{mark}"
         )
+
+
+def _common(first: Sequence[Row], second: Sequence[Row]) -> list[list[Row]]:
+    """Both tables with a metric only where both have it: the means are of the cases that the difference is of."""
+    others = {(row["case"], row["structure"]): row for row in second}
+    pairs = [(row, others[row["case"], row["structure"]]) for row in first]
+    both = [{name for name in METRICS if a.get(name) is not None and b.get(name) is not None} for a, b in pairs]
+    return [
+        [{**pair[place], **dict.fromkeys(METRICS.keys() - known)} for pair, known in zip(pairs, both, strict=True)]
+        for place in range(2)
+    ]
 
 
 def _table(place: str) -> Path:

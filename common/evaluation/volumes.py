@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from scipy.ndimage import distance_transform_edt
 
 from ..data.contract.names import case_name, structure_names, voxel_ml, voxel_size
 from .metrics.cases import write_rows
@@ -80,7 +81,7 @@ def structure_volumes(
         labels: names of the structures by class number.
         samples: class numbers (n, *S) of several answers; None: the interval is that of the probabilities.
         left_out: class numbers (*S) that were taken out of the segmentation, such as all but the largest components: a
-            structure's probability counts as 0 there.
+            structure's probability counts as 0 there, and around, where these voxels are nearer than those that stay.
         reference: class numbers (*S) of the true label.
         voxel_ml: volume of a voxel in ml; None where its size is not known.
 
@@ -90,7 +91,7 @@ def structure_volumes(
     rows = []
     for value, name in sorted(labels.items()):
         mask = prediction == value
-        taken = torch.zeros_like(mask) if left_out is None else left_out == value
+        taken = torch.zeros_like(mask) if left_out is None else _nearer(left_out == value, mask)
         if samples is None:
             found = volume_interval(probabilities[value].float().masked_fill(taken, 0.0), mask)
         else:
@@ -104,6 +105,14 @@ def structure_volumes(
             row |= {f"{amount}_voxels": None if voxels is None else round(voxels, 3), f"{amount}_ml": ml}
         rows.append(row)
     return rows
+
+
+def _nearer(taken: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """Where voxels ``taken`` are nearer than those ``kept``, in voxels: the rim of what was taken goes with it."""
+    if not taken.any():
+        return taken
+    nearest = distance_transform_edt(~(taken | kept).cpu().numpy(), return_distances=False, return_indices=True)
+    return taken[tuple(torch.from_numpy(nearest).long().to(taken.device))]
 
 
 class CaseVolumes:

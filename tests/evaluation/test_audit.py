@@ -40,6 +40,16 @@ def test_suspicion_disagreement_and_proposal_against_loops(classes: int, dims: i
         assert disagreement(probabilities, label, structure) == pytest.approx(1 - 2 * overlap / total)
 
 
+def test_what_is_rightly_absent_is_not_suspect() -> None:
+    """A softmax is nowhere 0: a structure that nobody labelled counts where the model sees it, not before."""
+    probabilities = np.stack([np.full((4, 4, 4), 0.9), np.full((4, 4, 4), 0.1)])
+    nothing = np.zeros((4, 4, 4), int)
+    assert disagreement(probabilities, nothing, 1) == 0.0
+    probabilities[:, 0, 0, 0] = 0.2, 0.8
+    assert disagreement(probabilities, nothing, 1) == 1.0
+    assert disagreement(np.stack([np.ones((2, 2)), np.zeros((2, 2))]), np.ones((2, 2), int), 1) == 1.0
+
+
 def test_auroc_against_all_pairs() -> None:
     rng = np.random.default_rng(1)
     scores, wrong = rng.integers(0, 5, 40).astype(float), rng.random(40) < 0.3

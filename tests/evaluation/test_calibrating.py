@@ -16,6 +16,7 @@ from common.data.loading.temperature import read_temperatures
 from common.errors import ExpectedError
 from common.evaluation import calibrating
 from common.evaluation.calibrating import Calibrator, fit_temperature
+from common.evaluation.ensemble import Ensemble
 from common.evaluation.evaluators import CaseEvaluator
 from common.evaluation.inferers import ProbabilityWindowInferer
 from common.evaluation.metrics import read_rows
@@ -111,6 +112,9 @@ def test_a_temperature_is_of_one_network(records: list[dict[str, str]], tmp_path
     assert Calibrator(evaluator, records, [weights]).weights == weights
     with pytest.raises(ExpectedError, match="these are 2. Fix: give calibrating one file"):
         Calibrator(evaluator, records, [weights, weights])
+    evaluator.network = Ensemble([Bright()], (0,))
+    with pytest.raises(ExpectedError, match="leave mirror_axes out when calibrating"):
+        Calibrator(evaluator, records, weights)
 
 
 def test_a_second_fit_starts_from_the_networks_own_probabilities(records: list[dict[str, str]], tmp_path: Path) -> None:

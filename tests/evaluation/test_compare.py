@@ -63,6 +63,21 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not any("ece" in line for line in lines.values())
 
 
+def test_means_are_of_the_cases_that_the_difference_is_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is in one case, and one of the two predicts nothing there: it has no calibration to compare."""
+    first, second = (
+        table({("a", "atrium"): 0.5, ("b", "atrium"): 0.5}),
+        table({("a", "atrium"): 0.5, ("b", "atrium"): 0.5}),
+    )
+    first[1] |= {"ece": None}
+    second[1] |= {"ece": 0.9}
+    for name, rows in (("a", first), ("b", second)):
+        write_rows(rows, tmp_path / name / "metrics.csv", csv_columns())
+    main(str(tmp_path / "a"), str(tmp_path / "b"))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if " ece " in line]
+    assert "0.1000    0.1000     +0.0000" in line
+
+
 def test_command_names_what_is_missing_and_the_fix(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="nowhere: there is no such folder or file. Fix: give an evaluation's folder"):
         main(str(tmp_path / "nowhere"), str(tmp_path))

@@ -55,15 +55,19 @@ def test_rows_of_a_case() -> None:
     assert (b["label"], b["structure"], b["lower_voxels"], b["upper_voxels"]) == (2, "b", 0, 2)
 
 
-def test_what_was_taken_out_counts_as_empty() -> None:
-    left_out = torch.tensor([1, 0, 0, 0])
-    prediction = torch.where(left_out > 0, 0, PREDICTION)
-    (row,) = structure_volumes(prediction, PROBABILITIES, {1: "a"}, left_out=left_out)
-    assert row["predicted_voxels"] == 0 and row["lower_voxels"] == 0 and row["upper_voxels"] == 2
-    assert row["expected_voxels"] == pytest.approx(0.39)
-    samples = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0]])
-    (row,) = structure_volumes(prediction, PROBABILITIES, {1: "a"}, samples=samples, left_out=left_out)
-    assert row["expected_voxels"] == 0.5 and row["upper_voxels"] == pytest.approx(0.95)
+def test_what_was_taken_out_counts_as_empty_and_so_does_its_rim() -> None:
+    """A component at one end is kept, one at the other end taken out: half of the voxels between go with it."""
+    structure = torch.tensor([0.96, 0.3, 0.07, 0.02, 0.4, 0.9])
+    probabilities = torch.stack((1 - structure, structure))
+    prediction, left_out = torch.tensor([[0, 0, 0, 0, 0, 1], [1, 0, 0, 0, 0, 0]])
+    (row,) = structure_volumes(prediction, probabilities, {1: "a"}, left_out=left_out)
+    assert (row["predicted_voxels"], row["lower_voxels"], row["upper_voxels"]) == (1, 0, 2)
+    assert row["expected_voxels"] == pytest.approx(0.02 + 0.4 + 0.9)
+    samples = torch.tensor([[1, 1, 0, 0, 1, 1], [1, 0, 0, 0, 0, 1]])
+    (row,) = structure_volumes(prediction, probabilities, {1: "a"}, samples=samples, left_out=left_out)
+    assert row["expected_voxels"] == 1.5 and row["upper_voxels"] == pytest.approx(1.95)
+    (whole,) = structure_volumes(prediction, probabilities, {1: "a"}, left_out=torch.zeros_like(left_out))
+    assert whole["expected_voxels"] == pytest.approx(float(structure.sum()), abs=1e-3)
 
 
 def test_unknown_sizes_leave_ml_empty() -> None:

@@ -8,6 +8,7 @@ labels; b in [0, 2], a and c at least 0.
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ class Curve:
         name: of the method or kind of label.
         labels: (K,) numbers of labels, rising.
         dice: (K,) mean Dice with each.
-        samples: (R, K) the same for R resamplings of cases and seeds.
+        samples: (R, K) the same for R resamplings of cases, drawn once for all K, and of seeds.
     """
 
     name: str
@@ -105,23 +106,32 @@ def read_curves(study: Study, measured: Sequence[Measured], seed: int = 0) -> li
     rng = np.random.default_rng(seed)
     curves = []
     for name in dict.fromkeys(row.curve for row in study.rows if row.curve is not None):
-        found: dict[int, list[NDArray[np.float64]]] = {}
+        found: dict[int, dict[int, dict[str, float]]] = {}  # labels, seed, case; folds are pooled
         for entry in measured:
             row = entry.run.row
             if row.curve == name and row.labels is not None:
-                values = case_means(entry.rows, "dice")
-                found.setdefault(row.labels, []).append(np.array([values[case] for case in sorted(values)]))
-        if len(found) < 2:
-            continue
+                of_seed = found.setdefault(row.labels, {}).setdefault(entry.run.seed, {})
+                of_seed.update(case_means(entry.rows, "dice"))
         labels = sorted(found)
-        means = [float(np.mean([run.mean() for run in found[n]])) for n in labels]
+        cases = sorted(set.intersection(*({*itertools.chain(*found[n].values())} for n in labels))) if labels else []
+        if len(labels) < 2 or not cases:
+            continue
+        tables = [_table(list(found[n].values()), cases) for n in labels]
         samples = np.empty((RESAMPLES, len(labels)))
         for number in range(RESAMPLES):
-            for place, n in enumerate(labels):
-                runs = [found[n][index] for index in rng.integers(0, len(found[n]), len(found[n]))]
-                samples[number, place] = np.mean([rng.choice(run, len(run)).mean() for run in runs])
-        curves.append(Curve(str(name), np.array(labels, dtype=float), np.array(means), samples))
+            # the same cases measure every seed and number of labels: they are drawn once for all
+            drawn = rng.integers(0, len(cases), len(cases))
+            for place, table in enumerate(tables):
+                samples[number, place] = table[rng.integers(0, len(table), len(table))][:, drawn].mean()
+        means = np.array([table.mean() for table in tables])
+        curves.append(Curve(str(name), np.array(labels, dtype=float), means, samples))
     return curves
+
+
+def _table(seeds: Sequence[dict[str, float]], cases: Sequence[str]) -> NDArray[np.float64]:
+    """Dice (seeds, cases); what a seed has not measured yet is the mean of the others."""
+    table = np.array([[values.get(case, np.nan) for case in cases] for values in seeds])
+    return np.where(np.isnan(table), np.nanmean(table, 0), table)
 
 
 def write_budget(study: Study, measured: Sequence[Measured], output: Path) -> None:

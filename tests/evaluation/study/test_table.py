@@ -204,6 +204,38 @@ def test_budget_needs_two_points_of_a_curve(tmp_path: Path, monkeypatch: pytest.
     assert (tmp_path / "budget.png").is_file() and (tmp_path / "budget.csv").is_file()
 
 
+def test_a_curve_draws_cases_once_for_all_seeds_and_numbers_of_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeds that measure the same say no more than one of them; a gain that is equal in all cases is certain."""
+    monkeypatch.setattr(budget, "RESAMPLES", 400)
+    rng = np.random.default_rng(0)
+    dice = {f"case_{number}": float(value) for number, value in enumerate(rng.uniform(0.3, 0.8, 12))}
+    rows = [(ROWS[0], 0.0), (ROWS[2], 0.1)]
+    one, five = (
+        read_curves(
+            study(),
+            [
+                measured(row, seed, {case: (d + gain,) for case, d in dice.items()})
+                for row, gain in rows
+                for seed in seeds
+            ],
+        )[0]
+        for seeds in (range(1), range(5))
+    )
+    assert one.dice == pytest.approx(five.dice)
+    assert five.samples.std(0) == pytest.approx(one.samples.std(0), rel=0.15)
+    assert np.diff(five.samples, axis=1) == pytest.approx(0.1)
+
+
+def test_a_curve_takes_the_cases_that_every_number_of_labels_has() -> None:
+    runs = [
+        measured(ROWS[0], 0, {"a": (0.2,), "b": (0.4,)}),
+        measured(ROWS[0], 1, {"a": (0.4,)}),  # a run whose folds are not all done
+        measured(ROWS[2], 0, {"b": (0.8,), "a": (0.6,), "c": (1.0,)}),
+    ]
+    (curve,) = read_curves(study(), runs)
+    assert curve.dice == pytest.approx([(0.3 + 0.4) / 2, 0.7])
+
+
 def test_measures_of_sets_join_the_rows_of_their_case(tmp_path: Path) -> None:
     table, sets = CaseTable({1: "lesion"}), []
     mask = np.zeros((8, 8, 4), dtype=np.uint8)
