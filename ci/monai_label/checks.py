@@ -17,6 +17,8 @@ import torch
 
 from common.files import file_digest
 
+from .app.lib.bundle import Bundle
+from .app.lib.records import Study, awaits_label
 from .server import Server, ServerError
 
 Labels = Mapping[str, Mapping[str, str]]  # study to tag to path
@@ -206,7 +208,7 @@ class BundleChecks:
 
 
 def check_start(server: Server, name: str, studies: Labels) -> str:
-    """What the server scores by itself when it starts: every study without a trusted label, and no proposal written.
+    """What the server scores by itself when it starts: every study that awaits a label, and no proposal written.
 
     Args:
         server: that has just started, and serves this bundle alone.
@@ -224,10 +226,11 @@ def check_start(server: Server, name: str, studies: Labels) -> str:
     failed = [task for task in tasks if task["status"] != "DONE"]
     need(not failed, f"scoring at start: {failed}")
     objects = server.need("GET", "/datastore/?output=all").json()["objects"]
+    kinds = Bundle(server.app / "model" / name).kinds
+    bare = {study for study, labels in studies.items() if awaits_label(Study(study, "", labels), kinds, {})}
     for method in methods:
         scored = {study for study, entry in objects.items() if method in entry["image"]["info"]}
         audited = {study for study, labels in studies.items() if {"final", "original"} & set(labels)}
-        bare = {study for study, labels in studies.items() if "final" not in labels}
         need(scored == (audited if method.endswith("_audit") else bare), f"{method} scored {sorted(scored)}")
     need(not any("proposal" in entry["labels"] for entry in objects.values()), "a proposal was written unasked")
     return f"{len(tasks)} scores by themselves"

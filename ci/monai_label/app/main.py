@@ -12,7 +12,7 @@ from typing import Any
 import monailabel
 from lib.bundle import Bundle, bundles_in
 from lib.infer import BundleInfer
-from lib.scoring import Audit, Disagreement, Entropy
+from lib.scoring import Audit, Disagreement, Entropy, Score
 from lib.strategies import Most, MostSuspect
 from lib.train import BundleTrain
 from monailabel.interfaces.app import MONAILabelApp
@@ -53,9 +53,9 @@ class ImperfectLabelsApp(MONAILabelApp):
         return {name: BundleTrain(bundle, self.conf) for name, bundle in self.bundles.items()}
 
     @cached_property
-    def methods(self) -> dict[str, ScoringMethod]:
+    def methods(self) -> dict[str, Score | Audit]:
         """Of each bundle the scores that its network and configs allow."""
-        methods: dict[str, ScoringMethod] = {}
+        methods: dict[str, Score | Audit] = {}
         for name, bundle in self.bundles.items():
             infer = self._infers[name]
             if infer.drops:
@@ -68,13 +68,14 @@ class ImperfectLabelsApp(MONAILabelApp):
 
     def init_scoring_methods(self) -> dict[str, ScoringMethod]:
         """Those of the bundles."""
-        return self.methods
+        return dict(self.methods)
 
     def init_strategies(self) -> dict[str, Strategy]:
         """Those of MONAI Label that need no score, and one a scoring method."""
         strategies: dict[str, Strategy] = {"random": Random(), "first": First()}
         for name, method in self.methods.items():
-            strategies[name] = MostSuspect(name) if isinstance(method, Audit) else Most(name)
+            strategy = MostSuspect if isinstance(method, Audit) else Most
+            strategies[name] = strategy(name, method.bundle.kinds)
         return strategies
 
     def async_scoring(self, method: str | None, params: dict[str, Any] | None = None) -> Any:

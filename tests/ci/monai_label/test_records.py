@@ -11,6 +11,7 @@ from ci.monai_label.app.lib.bundle import Bundle
 from ci.monai_label.app.lib.records import (
     Study,
     Tags,
+    awaits_label,
     count_kinds,
     make_records,
     refuse_if_hopeless,
@@ -52,6 +53,14 @@ def test_every_stream_of_a_bundle_is_filled(studies: list[Study], name: str) -> 
     records = make_records(studies, streams, Tags())
     sampler = StreamBatchSampler(records, streams, batches=1)
     assert all(sampler.streams)
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_a_study_awaits_a_label_unless_a_training_has_one_to_trust(studies: list[Study], name: str) -> None:
+    kinds = Bundle(ROOT / "bundles" / name).kinds
+    for study in studies:
+        counts = count_kinds(make_records([study], kinds, Tags()))
+        assert awaits_label(study, kinds, {}) == (not set(counts) - {"noisy", "unlabelled"})
 
 
 def test_what_networks_wrote_is_no_rater(studies: list[Study]) -> None:

@@ -36,6 +36,10 @@ class Study:
     image: str
     labels: Mapping[str, str]
 
+    def under(self, tags: Iterable[str]) -> list[str]:
+        """Paths of the labels that it has under some tags, in the order of those."""
+        return [self.labels[tag] for tag in tags if tag in self.labels]
+
 
 @dataclass(frozen=True)
 class Tags:
@@ -60,6 +64,45 @@ class Tags:
         given = {name: request[key] for name, key in keys.items() if request.get(key) is not None}
         split = {name: value.split(",") if isinstance(value, str) else value for name, value in given.items()}
         return cls(**{name: tuple(tag.strip() for tag in tags if tag.strip()) for name, tags in split.items()})
+
+
+def trusted_labels(study: Study, kinds: Collection[str], tags: Tags) -> list[str]:
+    """Labels of a study that a bundle learns from and trusts; no file is read.
+
+    Args:
+        study: that may have some.
+        kinds: of records that a batch of the bundle holds.
+        tags: which labels are what.
+
+    Returns:
+        paths: of all raters' labels, otherwise of the one that is first; empty: the bundle has none to trust.
+    """
+    if "raters" in kinds:
+        return study.under(tags.raters or sorted(set(study.labels) - set(NO_RATER)))
+    return study.under((*tags.strokes, *tags.clean) if "scribble" in kinds else tags.clean)[:1]
+
+
+def awaits_label(study: Study, kinds: Collection[str], request: Mapping[str, Any]) -> bool:
+    """Whether an annotator is to be asked for a study.
+
+    Args:
+        study: in question.
+        kinds: of records that a batch of the bundle holds.
+        request: may have the tags of the training, and ``label_tag``: whoever labels under it is asked for what has no
+            label there, whatever others have labelled.
+
+    Example:
+        >>> anna = Study("a", "a.nii", {"anna": "anna/a.nii"})
+        >>> [awaits_label(anna, {"raters"}, request) for request in ({}, {"label_tag": "bert"}, {"label_tag": "anna"})]
+        [False, True, False]
+        >>> awaits_label(anna, {"label"}, {})
+        True
+    """
+    if tag := request.get("label_tag"):
+        return tag not in study.labels
+    # an empty option of a client is none
+    given = {name: value for name, value in request.items() if value}
+    return not trusted_labels(study, kinds, Tags.from_request(given))
 
 
 def make_records(studies: Iterable[Study], kinds: Collection[str], tags: Tags) -> list[dict[str, Any]]:
@@ -94,21 +137,14 @@ def make_records(studies: Iterable[Study], kinds: Collection[str], tags: Tags) -
 
 
 def _record(study: Study, kinds: Collection[str], tags: Tags) -> dict[str, Any] | None:
-    def under(names: Iterable[str]) -> list[str]:
-        return [study.labels[tag] for tag in names if tag in study.labels]
-
     record: dict[str, Any] = {"image": study.image}
-    if "raters" in kinds:
-        if masks := under(tags.raters or sorted(set(study.labels) - set(NO_RATER))):
-            return record | {"labels": masks}
-    elif "scribble" in kinds:
-        if strokes := under(tags.strokes):
-            return record | _strokes(strokes[0])
-        if trusted := under(tags.clean):
-            return record | {"label": trusted[0]}
-    elif trusted := under(tags.clean):
+    if trusted := trusted_labels(study, kinds, tags):
+        if "raters" in kinds:
+            return record | {"labels": trusted}
+        if "scribble" in kinds:
+            return record | (_strokes(trusted[0]) if study.under(tags.strokes) else {"label": trusted[0]})
         return record | {"label": trusted[0], "label_quality": "clean"}
-    elif "noisy" in kinds and (doubtful := under(tags.noisy)):
+    if "noisy" in kinds and (doubtful := study.under(tags.noisy)):
         return record | {"label": doubtful[0], "label_quality": "noisy"}
     return record if "unlabelled" in kinds else None
 

@@ -18,14 +18,14 @@ from monailabel.utils.others.generic import name_to_device
 
 from .bundle import Bundle
 from .infer import BundleInfer
-from .records import FINAL, ORIGINAL, PROPOSAL, Study, Tags, make_records
+from .records import ORIGINAL, PROPOSAL, Study, Tags, awaits_label, make_records
 from .train import studies_of
 
 logger = logging.getLogger(__name__)
 
 
 class Score(ScoringMethod):
-    """A number for each study without a trusted label, kept in the image's info under ``<bundle>_<name>``.
+    """A number for each study that awaits a label, kept in the image's info under ``<bundle>_<name>``.
 
     Args:
         bundle: whose network scores.
@@ -45,18 +45,19 @@ class Score(ScoringMethod):
         """Score all that these weights have not scored yet.
 
         Args:
-            request: may have ``max_samples``, how many studies to score at most, and ``clean_tags``.
+            request: may have ``max_samples``, how many studies to score at most, and what
+                :func:`~lib.records.awaits_label` takes.
             datastore: of the studies.
 
         Returns:
             the scores that are new, by image.
         """
         came_from = self.bundle.provenance()
-        tag = request.get("clean_tags") or FINAL
         waiting = [
             study
             for study in studies_of(datastore)
-            if tag not in study.labels and not _scored_by(datastore, study.name, self.key, came_from["weights"])
+            if awaits_label(study, self.bundle.kinds, request)
+            and not _scored_by(datastore, study.name, self.key, came_from["weights"])
         ][: int(request.get("max_samples", 0)) or None]
         scores = dict(zip((study.name for study in waiting), self.measure(waiting, request), strict=True))
         _keep(datastore, {name: {self.key: {"score": score, **came_from}} for name, score in scores.items()})
