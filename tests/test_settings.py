@@ -156,6 +156,41 @@ def test_a_run_is_refused_before_anything_is_touched(name: str, tmp_path: Path) 
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
+@pytest.mark.parametrize(
+    ("given", "held"),
+    [
+        ({"results_dir": "run/eval"}, "output_dir"),
+        ({"results_dir": "run/models/../models"}, "ckpt_dir"),
+        ({"results_dir": "run"}, "output_dir, ckpt_dir"),
+        ({"results_dir": "data", "dataset_dir": "data/all"}, "dataset_dir"),
+        ({"results_dir": "other", "weights": ["a.pt", "other/b.pt"]}, "weights"),
+        ({"results_dir": "run/eval/test", "dataset_dir": None, "weights": "run/models/model.pt"}, ""),
+        ({"results_dir": "run/ev"}, ""),
+        ({}, ""),
+    ],
+)
+def test_results_lie_in_a_folder_of_their_own(given: dict[str, Any], held: str) -> None:
+    values = {"output_dir": "run/eval", "ckpt_dir": os.path.abspath("run/models"), **given}
+    faults = [fault for check in TABLE.checks for fault in check(values)]
+    assert [fault.where for fault in faults] == ["results_dir"] * bool(held)
+    assert not held or f", which holds {held}: " in faults[0].what
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_an_evaluation_does_not_move_its_run_away(name: str, tmp_path: Path) -> None:
+    bundle, files = Bundle(name, tmp_path), ("train", "evaluate")
+    for place in ("models/model.pt", "eval/history.csv", "eval/metrics.csv"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_text("of an earlier run")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    for run_id in ("evaluating", "run"):
+        with pytest.raises(Exception) as caught:  # noqa: PT011, B017 - MONAI wraps it
+            bundle.run(run_id, *files, **bundle.tiny(*files), results_dir=str(tmp_path / "eval"))
+        cause = root_cause(caught.value)
+        assert isinstance(cause, SettingsError) and "results_dir: is" in str(cause) and "output_dir" in str(cause)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
 def test_paths_of_digits_and_short_errors_at_the_command_line(tmp_path: Path) -> None:
     """Real processes: exit code, length of stderr, a path of digits as it was typed."""
     words = [sys.executable, "-m", "monai.bundle", "run", "training"]

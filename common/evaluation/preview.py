@@ -134,7 +134,8 @@ class CasePreview:
             prediction = output["pred"]
             file = str(prediction.meta["filename_or_obj"])
             name = case_name(file)
-            image = np.asarray(nib.Nifti1Image.from_filename(file).dataobj, dtype=np.float32)
+            stored: Any = nib.load(file)  # NIfTI-1 or NIfTI-2
+            image = np.asarray(stored.dataobj, dtype=np.float32)
             figure = draw_preview(
                 image.reshape(*image.shape[:3], -1)[..., 0],  # the first channel
                 prediction[0].cpu().numpy(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..errors import Fault
@@ -77,7 +78,7 @@ class SettingsTable:
 
     def __init__(self, *settings: Sequence[Setting], checks: Sequence[Check] = ()) -> None:
         self.settings = {setting.name: setting for group in settings for setting in group}
-        self.checks = (_names_fit_classes, _highdicom_is_there, *checks)
+        self.checks = (_names_fit_classes, _highdicom_is_there, _results_lie_alone, *checks)
 
     def __contains__(self, name: object) -> bool:
         return name in self.settings
@@ -107,6 +108,22 @@ def _names_fit_classes(values: Mapping[str, Any]) -> Iterator[Fault]:
 def _highdicom_is_there(values: Mapping[str, Any]) -> Iterator[Fault]:
     if values.get("dicom_seg") and importlib.util.find_spec("highdicom") is None:
         yield Fault("dicom_seg", "is true, and the package highdicom is not installed", "pip install highdicom")
+
+
+def _results_lie_alone(values: Mapping[str, Any]) -> Iterator[Fault]:
+    """An evaluation moves the whole folder of earlier results to ``previous``, and all that lies in it."""
+    if "results_dir" not in values:
+        return
+    results = Path(values["results_dir"]).resolve()
+    inside = []
+    for name in ("output_dir", "ckpt_dir", "dataset_dir", "weights"):
+        given = values.get(name)
+        places = given if isinstance(given, list) else [] if given is None else [given]
+        if any(Path(place).resolve().is_relative_to(results) for place in places):
+            inside.append(name)
+    if inside:
+        what = f"is {values['results_dir']}, which holds {', '.join(inside)}: the next evaluation would move it away"
+        yield Fault("results_dir", what, "give a folder for results alone, such as one in output_dir, or leave it out")
 
 
 def batch_not_empty(first: str, second: str) -> Check:

@@ -98,7 +98,10 @@ def _set_aside(ckpt_dir: Path, output_dir: Path) -> None:
 
 
 def start_results(folder: str | os.PathLike[str]) -> None:
-    """Make way for new results: earlier ones in the folder move to ``previous/<folder>_<time>`` beside it."""
+    """Make way for new results: earlier ones in the folder move to ``previous/<folder>_<time>`` beside it.
+
+    All else in the folder moves along; a ``results_dir`` that holds more than results is refused with the settings.
+    """
     place = Path(folder)
     tables = [place / name for name in RESULTS if (place / name).is_file()]
     if tables:

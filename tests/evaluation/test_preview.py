@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
+import torch
+from ignite.engine import Engine
+from monai.data import MetaTensor
 
-from common.evaluation.preview import chosen_slices, draw_preview
+from common.evaluation.preview import CasePreview, chosen_slices, draw_preview
 
 RAS = np.diag([1.0, 1.0, 2.0, 1.0])
 
@@ -77,3 +82,15 @@ def test_without_a_known_space_there_are_no_marks() -> None:
 def test_nothing_segmented_is_said() -> None:
     figure = draw_preview(np.random.rand(4, 5, 6), np.zeros((4, 5, 6), np.uint8), RAS, {1: "ball"})
     assert any("nothing was segmented" in text for text in texts(figure.axes[1]))
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_an_image_of_either_nifti_version_has_a_picture(tmp_path: Path, kind: Any) -> None:
+    file = tmp_path / "somebody.nii.gz"
+    nib.save(kind(np.random.rand(12, 14, 10).astype(np.float32), RAS), file)
+    affine, meta = torch.from_numpy(RAS), {"filename_or_obj": str(file)}
+    output = {"pred": MetaTensor(torch.from_numpy(sphere())[None], affine=affine, meta=meta)}
+    engine = Engine(lambda *_: [output | {"probabilities": torch.zeros(3, 12, 14, 10)}])
+    CasePreview(tmp_path / "out").attach(engine)
+    engine.run([0])
+    assert (tmp_path / "out" / "somebody" / "somebody_preview.png").read_bytes()[1:4] == b"PNG"

@@ -114,12 +114,25 @@ def require_pydicom() -> Any:
     return pydicom
 
 
-def _read(path: Path) -> Any:
+def read_dicom(path: Path, pixels: bool = True) -> Any:
+    """Read a DICOM file.
+
+    Args:
+        path: the file.
+        pixels: read its voxels too.
+
+    Raises:
+        DataError: when it is not there, or is no DICOM file.
+    """
     pydicom = require_pydicom()
     try:
-        item = pydicom.dcmread(path)
+        return pydicom.dcmread(path, stop_before_pixels=not pixels)
     except (pydicom.errors.InvalidDicomError, OSError, EOFError, ValueError) as error:
         raise fault(path, f"cannot be read as DICOM ({error})", "download it again") from error
+
+
+def _read(path: Path) -> Any:
+    item = read_dicom(path)
     lacking = [name for name in _NEEDED if name not in item]
     if lacking:
         raise fault(path, f"lacks {', '.join(lacking)}", "keep the slices of one CT or MR series in the folder")
@@ -259,7 +272,15 @@ def series_as_nifti(root: Path, target: Path) -> list[Path]:
 def source_files(image: Path) -> list[Path]:
     """The DICOM files, in the order of the slices, of an image that :func:`series_as_nifti` wrote; none of another."""
     path = _sidecar(image)
-    return [Path(file) for file in json.loads(path.read_text())["files"]] if path.is_file() else []
+    try:
+        told = json.loads(path.read_text()) if path.is_file() else None
+    except ValueError:
+        return []
+    # other programs leave such a file beside an image too, dcm2niix for one
+    files = told.get("files") if isinstance(told, dict) else None
+    if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
+        return []
+    return [Path(file) for file in files]
 
 
 def _sidecar(image: Path) -> Path:

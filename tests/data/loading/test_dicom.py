@@ -39,6 +39,14 @@ def test_voxels_and_places_are_those_of_the_nifti_file(tmp_path: Path, ending: s
     assert source_files(tmp_path / "same.nii.gz") == []
 
 
+@pytest.mark.parametrize(
+    "text", ['{"Modality": "MR"}', '{"files": "a.dcm"}', '{"files": [1, 2]}', '["a.dcm"]', "null", "no JSON", "\xff"]
+)
+def test_a_json_of_another_program_names_no_files(tmp_path: Path, text: str) -> None:
+    (tmp_path / "s.json").write_bytes(text.encode("latin-1"))
+    assert source_files(tmp_path / "s.nii.gz") == []
+
+
 def test_series_are_called_by_their_folders(tmp_path: Path) -> None:
     write_series(tmp_path / "patient 1" / "CT", VOLUME, uid="1.1")
     write_series(tmp_path / "patient 2", VOLUME, uid="1.2", ending=".a")
