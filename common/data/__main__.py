@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import logging
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import fire
 import yaml
+from fire.decorators import SetParseFn
+from fire.parser import DefaultParseValue
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .contract import dataset as contract
 from .contract import split as splitting
@@ -25,6 +31,10 @@ from .simulation import phantom
 from .simulation.corrupt import corrupt as corrupt_data
 from .simulation.corrupt import join_pairs
 from .usage import PROGRAM, help_asked
+
+#: annotations of what stays as it was typed: Fire makes 20240512 of the folder 2024_05_12, and out of out#2
+TEXT = ("str", "str | None")
+SWITCH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 def check(
@@ -185,7 +195,7 @@ def corrupt(
     print(f"Corrupted data set in {folder}")
 
 
-def convert(kind: str, source: str, output: str, **options: Any) -> None:
+def convert(kind: str, source: str, output: str, **options: str) -> None:
     """Convert a published data set to the data contract.
 
     Args:
@@ -202,8 +212,23 @@ def convert(kind: str, source: str, output: str, **options: Any) -> None:
         if name not in known:
             fix = f"leave it out; it has {', '.join(f'--{name}' for name in known) or 'none'}"
             raise DataError([Fault(f"--{name}", f"is no option of {kind}", fix)])
-    folder = CONVERTERS[kind].convert(str(source), str(output), **options)
+    parameters = inspect.signature(CONVERTERS[kind].convert).parameters
+    values = {name: _option_value(typed, parameters[name]) for name, typed in options.items()}
+    folder = CONVERTERS[kind].convert(str(source), str(output), **values)
     print(f"Converted data set in {folder}. Next: python -m common.data check {folder}")
+
+
+def _option_value(typed: str, option: inspect.Parameter) -> Any:
+    """What was typed for a converter's option, in the option's type.
+
+    Raises:
+        DataError: when it is neither yes nor no where that is asked for; any word would be true to Python.
+    """
+    if isinstance(option.default, bool):
+        if typed.lower() not in SWITCH:
+            raise DataError([Fault(f"--{option.name}", f"is {typed!r}", "give true or false")])
+        return SWITCH[typed.lower()]
+    return typed if option.annotation in TEXT else DefaultParseValue(typed)
 
 
 @dataclass
@@ -222,7 +247,24 @@ def _postpone(command: Callable[..., None]) -> Callable[..., _Call]:
     def note(*given: Any, **options: Any) -> _Call:
         return _Call(command, given, options)
 
+    for name, parameter in inspect.signature(command).parameters.items():
+        if parameter.annotation in TEXT:  # SetParseFn without a name is for options that have none in the signature
+            SetParseFn(str, *([name] if parameter.kind is not parameter.VAR_KEYWORD else []))(note)
     return note
+
+
+@contextmanager
+def _shown_log() -> Iterator[None]:
+    """Show what this package logs, the message alone and bars whole; others keep to what Python shows, warnings."""
+    logger = logging.getLogger(str(__package__).rpartition(".")[0])
+    before = logger.level, logger.propagate
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # a handler of the application that calls this would show it once more
+    try:
+        with logging_redirect_tqdm([logger]):
+            yield
+    finally:
+        logger.level, logger.propagate = before
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -247,7 +289,8 @@ def main(arguments: list[str] | None = None) -> None:
     if not isinstance(call, _Call):
         return
     try:
-        call._command(*call._given, **call._options)
+        with _shown_log():
+            call._command(*call._given, **call._options)
     except (DataError, OSError) as error:  # OSError: a full disk, a folder that may not be written to
         print(error, file=sys.stderr)
         sys.exit(1)

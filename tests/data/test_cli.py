@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from common.data import make_phantom, open_data
 from common.data.__main__ import main
 from common.data.converters import CONVERTERS
+from common.data.converters.base import Converter
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -244,18 +246,118 @@ def test_corrupt_draws_scribbles(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "--slice_axis: 2 does not go with --dims 3" in fails(capsys, *whole.split())
 
 
-def test_convert_names_the_folder_and_the_next_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source = tmp_path / "Task99_Tiny"
-    for folder, dtype in (("imagesTr", np.float32), ("labelsTr", np.uint8)):
+def write_task(source: Path) -> Path:
+    """A task of the decathlon with one labelled image, and one whose label was kept back."""
+    for folder, name, dtype in (
+        ("imagesTr", "tiny_1", np.float32),
+        ("labelsTr", "tiny_1", np.uint8),
+        ("imagesTs", "tiny_2", np.float32),
+    ):
         (source / folder).mkdir(parents=True)
         voxels = (np.random.default_rng(0).random((6, 5, 4)) > 0.5).astype(dtype)
-        nib.save(nib.Nifti1Image(voxels, np.eye(4)), source / folder / "tiny_1.nii.gz")
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), source / folder / f"{name}.nii.gz")
     training = [{"image": "./imagesTr/tiny_1.nii.gz", "label": "./labelsTr/tiny_1.nii.gz"}]
     content = {"name": "Tiny", "labels": {"0": "background", "1": "organ"}, "modality": {"0": "CT"}}
-    (source / "dataset.json").write_text(json.dumps({**content, "training": training, "test": []}))
+    listed = {"training": training, "test": ["./imagesTs/tiny_2.nii.gz"]}
+    (source / "dataset.json").write_text(json.dumps({**content, **listed}))
+    return source
+
+
+def test_convert_names_the_folder_and_the_next_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_task(tmp_path / "Task99_Tiny")
     main(["convert", "decathlon", str(source), str(tmp_path / "converted")])
     assert f"Next: python -m common.data check {tmp_path / 'converted'}" in capsys.readouterr().out
     assert (tmp_path / "converted" / "dataset.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("typed", "count"),
+    [
+        ([], 1),
+        (["--unlabelled"], 2),
+        (["--nounlabelled"], 1),
+        *[(["--unlabelled", word], 2) for word in ("true", "True", "YES", "1")],
+        *[(["--unlabelled", word], 1) for word in ("false", "False", "No", "0")],
+    ],
+)
+def test_a_switch_of_a_converter_means_what_it_says(typed: list[str], count: int, tmp_path: Path) -> None:
+    source = write_task(tmp_path / "Task99_Tiny")
+    main(["convert", "decathlon", str(source), str(tmp_path / "converted"), *typed])
+    assert len(json.loads((tmp_path / "converted" / "dataset.json").read_text())["training"]) == count
+
+
+@pytest.mark.parametrize("word", ["fales", "2", "None", "[]"])
+def test_a_switch_that_is_neither_yes_nor_no(word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["convert", "decathlon", str(write_task(tmp_path / "in")), str(tmp_path / "out"), "--unlabelled", word]
+    assert f"--unlabelled: is {word!r}. Fix: give true or false." in fails(capsys, *command)
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_a_converter_come_in_their_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text as it was typed, whatever else Fire would make of it; numbers as numbers."""
+    found: list[Any] = []
+
+    def convert(source: str, output: str, margin: int | None = None, masks: str | None = None, way: str = "a") -> Path:
+        found.extend([source, margin, masks, way])
+        return Path(output)
+
+    monkeypatch.setitem(CONVERTERS, "toy", Converter("toys", convert, ("margin", "masks", "way")))
+    main(["convert", "toy", "2024_05_12", "1.10", "--margin", "25", "--masks", "1_0", "--way=x#y"])
+    assert found == ["2024_05_12", 25, "1_0", "x#y"]
+
+
+NAMES = ["2024_05_12", "out#2", "1.10", "1e3", "True", "[a]", "'a'", "(1,2)"]
+
+
+@pytest.mark.parametrize(("name", "other"), list(zip(NAMES, NAMES[1:] + NAMES[:1], strict=True)))
+def test_paths_stay_as_they_were_typed(name: str, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = write_task(Path(name))
+    main(["convert", "decathlon", name, other])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, other])
+    write_groups(source, dict.fromkeys("abcd", 1))
+    (source / "dataset.json").rename(source / name)
+    main(["split", name, "--datalist", name, f"--output={other}.json"])
+    assert (source / f"{other}.json").is_file()
+
+
+def test_other_options_are_numbers_still(tmp_path: Path) -> None:
+    write_groups(tmp_path, dict.fromkeys("abcd", 1))
+    main(["split", str(tmp_path), "--seed", "1", "--fraction", "0.5"])
+    made = json.loads((tmp_path / "dataset_split.json").read_text())["split"]
+    assert (made["seed"], made["fraction"]) == (1, 0.5)
+
+
+def test_what_a_converter_logs_is_shown_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def convert(source: str, output: str) -> Path:
+        logging.getLogger("common.data.converters.toy").info("left out: %s", "b")
+        logging.getLogger("common.data.contract").warning("odd")
+        logging.getLogger("monai.toy").info("not asked for")
+        return Path(output)
+
+    root, ours = logging.getLogger(), logging.getLogger("common")
+    before = (ours.level, ours.propagate, [*ours.handlers])
+    monkeypatch.setattr(root, "handlers", [*root.handlers, logging.StreamHandler()])  # as an application has
+    monkeypatch.setitem(CONVERTERS, "toy", Converter("toys", convert, ()))
+    main(["convert", "toy", str(tmp_path), "out"])
+    shown = capsys.readouterr()
+    assert shown.err == "left out: b\nodd\n" and shown.out.strip().startswith("Converted data set in out.")
+    assert (ours.level, ours.propagate, ours.handlers) == before
+
+
+def test_cases_left_out_are_told_at_the_command_line(tmp_path: Path) -> None:
+    """A real process: nothing but what is ours, each line once."""
+    affine = "\n".join(["NDims = 3", "DimSize = 2 2 2", "ElementType = MET_UCHAR", "ElementSpacing = 1 1 1"])
+    for folder, name in (("train", "Case00"), ("train", "Case00_segmentation"), ("test", "Case01")):
+        (tmp_path / "in" / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / folder / f"{name}.raw").write_bytes(bytes([0, 1] * 4))
+        (tmp_path / "in" / folder / f"{name}.mhd").write_text(f"{affine}\nElementDataFile = {name}.raw\n")
+    command = [sys.executable, "-m", "common.data", "convert", "promise12", str(tmp_path / "in"), str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    told = [line for line in re.split(r"[\r\n]", done.stderr) if line.strip() and "converting" not in line]
+    assert done.returncode == 0 and told == ["left out, as they have no labels: test_Case01"], done.stderr
 
 
 def test_the_module_runs_as_typed(tmp_path: Path) -> None:

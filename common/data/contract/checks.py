@@ -31,9 +31,11 @@ from .volumes import (
     count_values,
     read_header,
     read_voxels,
+    when_rewritten,
 )
 
 WORKERS = min(8, usable_cores())
+PART = 1 << 22  # voxels that are hashed at once
 
 
 @dataclass
@@ -49,7 +51,7 @@ class Case:
         intensities: smallest and largest value of the image, None if unknown.
         counts: voxels of each label value, of ``label``, of the first of ``labels``, or of ``scribble``.
         marked: label values that ``scribble`` marks.
-        digest: hash of the image's voxels; equal for copies of one image.
+        digest: hash of the image's voxels as they are loaded; equal for copies of one image, whatever their types.
         faults: what is wrong.
         notes: what is odd but allowed.
     """
@@ -174,8 +176,8 @@ def _inspect_image(
         voxels = read_voxels(header, report)
         if voxels is None:
             continue
-        check_image(voxels, report)
-        digest.update(np.ascontiguousarray(voxels).data)
+        check_image(voxels, when_rewritten(path, report))
+        _hash_voxels(voxels, header, digest)
         low, high = float(voxels.min()), float(voxels.max())
         known = case.intensities or (low, high)
         case.intensities = (min(low, known[0]), max(high, known[1]))
@@ -185,6 +187,17 @@ def _inspect_image(
     case.shape, case.spacing = headers[0].shape, headers[0].spacing
     case.channels = sum(header.channels for header in headers)
     return headers[0]
+
+
+def _hash_voxels(voxels: np.ndarray, header: Header, digest: hashlib.blake2b) -> None:
+    """Add an image's shape and its voxels as float32, to which they are loaded: copies may be stored as other types."""
+    digest.update(repr(header.shape).encode())
+    flat = voxels.ravel(order="F")  # a view: NIfTI stores the first axis first
+    for start in range(0, flat.size, PART):
+        with np.errstate(over="ignore", invalid="ignore"):  # faults of check_image
+            part = flat[start : start + PART].astype("<f4")
+        part += 0  # -0 becomes 0
+        digest.update(part.data)
 
 
 def _check_fourth_axis(

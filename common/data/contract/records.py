@@ -150,7 +150,7 @@ def normalise_names(content: dict[str, Any], default: str, where: str, faults: l
         faults: faults are appended here.
 
     Returns:
-        the name, and one name a channel; none if the JSON does not declare channels.
+        the name in one line, and one name a channel; none if the JSON does not declare channels.
     """
     key = "channel_names" if "channel_names" in content else "modality"
     listed = content.get(key) or []
@@ -164,7 +164,7 @@ def normalise_names(content: dict[str, Any], default: str, where: str, faults: l
         faults.append(Fault(where, f"`name` is {name!r} where a name is expected", 'write "name": "my data"'))
         name = default
     faults += _config_signs({"name": [str(content.get("name", ""))], key: channels}, where)
-    return str(name), channels
+    return " ".join(str(name).split()), channels
 
 
 def _config_signs(names: dict[str, list[str]], where: str) -> list[Fault]:

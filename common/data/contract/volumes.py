@@ -35,6 +35,9 @@ _UNREADABLE = (
     OverflowError,
 )
 
+#: what to do about a fault whose fix changes a file that has a second name; converters link images to the download
+LINKED = "it is a hard link of the original: save under a new name and rename over it"
+
 #: reports a fault of a file: what is wrong, and the fix
 Report = Callable[[str, str], None]
 
@@ -47,7 +50,7 @@ class Header:
         shape: spatial shape in voxels, 2 or 3 numbers.
         channels: length of the fourth axis, 1 without one.
         affine: (4, 4), voxel to mm.
-        image: the opened file, its voxels not read yet.
+        image: the opened file, its voxels not read yet; None of voxels that are in no file.
     """
 
     shape: tuple[int, ...]
@@ -59,6 +62,18 @@ class Header:
     def spacing(self) -> tuple[float, ...]:
         """Voxel size in mm along each spatial axis."""
         return tuple(float(size) for size in np.linalg.norm(self.affine[:3, : len(self.shape)], axis=0))
+
+    @property
+    def path(self) -> str | None:
+        """Of the file."""
+        return None if self.image is None else self.image.get_filename()
+
+
+def when_rewritten(path: str | None, report: Report) -> Report:
+    """For faults whose fix is to change a file: the report, which also says how not to change the original with it."""
+    if path is None or os.stat(path).st_nlink < 2:
+        return report
+    return lambda what, fix: report(what, f"{fix}; {LINKED}")
 
 
 def read_header(path: str, report: Report) -> Header | None:
@@ -85,6 +100,7 @@ def read_header(path: str, report: Report) -> Header | None:
     except _UNREADABLE as error:
         report(f"cannot be read as NIfTI ({_short(error)})", "export or download it again")
         return None
+    report = when_rewritten(path, report)
     shape = tuple(int(size) for size in image.shape)
     affine = np.asarray(image.affine, dtype=np.float64)
     if not 2 <= len(shape) <= 4 or 0 in shape:
@@ -113,6 +129,7 @@ def check_size(header: Header, report: Report, note: Report) -> bool:
     Returns:
         whether the sizes are those of an image in mm.
     """
+    report, note = (when_rewritten(header.path, one) for one in (report, note))
     spacing = np.array(header.spacing)
     extent = spacing * header.shape
     sizes = f"voxels of {_numbers(spacing)} mm and so an extent of {_numbers(extent)} mm"
@@ -151,6 +168,7 @@ def check_resampled(header: Header, spacing: Sequence[float], report: Report) ->
         f"has {_times(header.shape)} voxels of {_numbers(np.array(header.spacing))} mm; resampled to a spacing of "
         f"{_numbers(target)} mm it has {_numbers(resampled)}"
     )
+    report = when_rewritten(header.path, report)
     needed, memory = float(4 * header.channels * resampled.prod()), physical_memory()
     if np.any((resampled < FEWEST_VOXELS) & (size >= FEWEST_VOXELS)):
         report(words, "correct pixdim in the file's header, or give a finer --spacing")
@@ -185,7 +203,7 @@ def read_voxels(header: Header, report: Report) -> np.ndarray | None:
         return None
     if voxels.dtype.fields is not None or not np.issubdtype(voxels.dtype, np.number) or np.iscomplexobj(voxels):
         what = f"stores {voxels.dtype} (colour or complex) where plain numbers are expected"
-        report(what, "store one number a voxel")
+        when_rewritten(header.path, report)(what, "store one number a voxel")
         return None
     return voxels.reshape(header.shape) if header.channels == 1 else voxels
 
@@ -280,6 +298,7 @@ def compare_geometry(header: Header, image: Header, of: str, report: Report) -> 
         of: what ``image`` is called in the message.
         report: called with each fault.
     """
+    report = when_rewritten(header.path, report)
     if header.shape != image.shape:
         what = f"has shape {_times(header.shape)}, {of} has {_times(image.shape)} (voxels)"
         report(what, "resample it to the image's grid, or correct the pairing in the JSON")

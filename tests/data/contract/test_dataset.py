@@ -89,6 +89,11 @@ def test_copies_within_a_section_are_noted(tmp_path: Path) -> None:
     assert "training: copy.nii.gz, image0.nii.gz are copies of one image (equal voxels)" in data.notes
 
 
+@pytest.mark.parametrize("name", ["two\nlines", "two \r\n lines\n", "two\u2028lines"])
+def test_the_name_is_one_line(name: str, tmp_path: Path) -> None:
+    assert open_data(write_dataset(tmp_path, name=name)).name == "two lines"
+
+
 @pytest.mark.parametrize("names", [{"channel_names": {"0": "T1", "1": "T2"}}, {"modality": {"0": "T1", "1": "T2"}}])
 def test_declared_channels_may_share_a_file(tmp_path: Path, names: dict[str, Any]) -> None:
     write_dataset(tmp_path, **names)

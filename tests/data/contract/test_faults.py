@@ -574,6 +574,84 @@ def test_the_spacing_goes_with_the_axes_of_the_patient(dataset: tuple[Path, Cont
         open_data(root, spacing=(1.4, 1.0, 1.0))
 
 
+@pytest.mark.parametrize(
+    ("stored", "factor"),
+    [(np.int16, 1), (np.uint8, 1), (np.float64, 1), (">f4", 1), (np.int16, -1)],
+)
+def test_a_copy_of_another_type_leaks_too(dataset: tuple[Path, Content], stored: Any, factor: int) -> None:
+    """The digest is of the voxels as they are loaded; -0 and 0 are equal."""
+    root, content = dataset
+    voxels = np.random.default_rng(5).integers(0, 200, SHAPE) * factor
+    write(root / "image0.nii.gz", voxels.astype(stored))
+    floats = voxels.astype(np.float32)
+    floats[voxels == 0] = -0.0
+    write(root / "copy.nii.gz", floats)
+    content["validation"].append({"image": "copy.nii.gz", "label": "rater2.nii.gz"})
+    save(root, content)
+    with pytest.raises(DataError, match=r"copies of one image \(equal voxels\) in both sections"):
+        open_data(root)
+
+
+def test_equal_voxels_in_another_shape_are_no_copy(dataset: tuple[Path, Content]) -> None:
+    root, content = dataset
+    write(root / "copy.nii.gz", image(0).reshape(SHAPE[::-1], order="F"))
+    write(root / "shape.nii.gz", mask(SHAPE[::-1]))
+    content["validation"].append({"image": "copy.nii.gz", "label": "shape.nii.gz"})
+    save(root, content)
+    open_data(root)
+
+
+def test_a_large_image_is_compared_to_its_end(dataset: tuple[Path, Content], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In parts of a few voxels, as one of hundreds of megabytes is."""
+    monkeypatch.setattr("common.data.contract.checks.PART", 7)
+    root, content = dataset
+    other = image(0)
+    other[-1, -1, -1] += 1
+    write(root / "copy.nii.gz", other)
+    content["validation"].append({"image": "copy.nii.gz", "label": "rater2.nii.gz"})
+    save(root, content)
+    open_data(root)
+    copy_in_both(root, content)
+    save(root, content)
+    with pytest.raises(DataError, match=r"copies of one image"):
+        open_data(root)
+
+
+LINKED = "it is a hard link of the original: save under a new name and rename over it"
+
+
+@pytest.mark.parametrize("name", ["tiny spacing", "huge spacing", "in metres", "NaN", "no spacing"])
+def test_advice_to_change_a_hard_link_says_how(dataset: tuple[Path, Content], name: str) -> None:
+    """A converter links images to the download, which a change in place would change as well."""
+    root, content = dataset
+    spoil = {
+        "tiny spacing": scaled(1e-6),
+        "huge spacing": scaled(1e4),
+        "in metres": scaled(1e-3),
+        "NaN": change("image0.nii.gz", with_nan),
+        "no spacing": header_bytes(80, *struct.pack("<f", 0.0)),
+    }[name]
+    spoil(root, content)
+    save(root, content)
+    for linked in (False, True):
+        if linked:
+            (root / "download").hardlink_to(root / "image0.nii.gz")
+        with pytest.raises(DataError) as caught:
+            open_data(root)
+        (told,) = [str(fault) for fault in caught.value.faults if fault.where.startswith("image0.nii.gz")]
+        assert (LINKED in told) == linked, told
+
+
+def test_advice_that_leaves_the_file_as_it_is_says_nothing_of_links(dataset: tuple[Path, Content]) -> None:
+    root, content = dataset
+    (root / "download").hardlink_to(root / "image0.nii.gz")
+    (root / "image0.nii.gz").write_bytes(b"no image")
+    save(root, content)
+    with pytest.raises(DataError) as caught:
+        open_data(root)
+    assert "hard link" not in str(caught.value)
+
+
 def test_units_that_the_sizes_contradict_are_noted(dataset: tuple[Path, Content]) -> None:
     root, content = dataset
     scaled(0.7, "micron")(root, content)

@@ -123,6 +123,25 @@ def test_hounsfield_units_are_known_without_being_told() -> None:
     assert rules.intensity(replace(untold, lowest=-20.0), Z_SCORE).value == Z_SCORE
 
 
+@pytest.mark.parametrize("names", [("CT", "PET"), ("PET", "ct"), ("CT", "CT", "MR")])
+def test_one_window_is_not_for_channels_of_several_kinds(names: tuple[str, ...]) -> None:
+    """The window of CT would cut PET to nothing, and a zero is water in CT, no background."""
+    found = Foreground(-100.0, 300.0, 100.0, 50.0)
+    traits = make_traits(modalities=names, channels=len(names), lowest=-1024.0, blanked=True, foreground=found)
+    for transform, words in ((Z_SCORE, "z-score of each channel"), (UNIT, "each channel to [0, 1]")):
+        choice = rules.intensity(traits, transform)
+        assert choice.value == transform
+        assert choice.reason.startswith(f"CT beside other channels ({', '.join(names)}): {words}")
+    phases = rules.intensity(replace(traits, modalities=("CT", "CT arterial")), Z_SCORE)
+    assert phases.value["_target_"] == "ScaleIntensityRanged", "all channels are CT"
+
+
+def test_channels_without_names_are_not_all_taken_for_ct() -> None:
+    found = Foreground(-100.0, 300.0, 100.0, 50.0)
+    choice = rules.intensity(make_traits(modalities=(), channels=2, lowest=-1024.0, foreground=found), Z_SCORE)
+    assert choice.value == Z_SCORE and "channels that nothing names" in choice.reason
+
+
 def test_other_images_keep_the_bundles_transform() -> None:
     assert rules.intensity(make_traits(), UNIT).value == UNIT
     assert rules.intensity(make_traits(), Z_SCORE).value == Z_SCORE
@@ -241,6 +260,11 @@ def test_overlay_says_each_reason_in_its_line() -> None:
     lines = text.splitlines()
     assert lines[0] == "# head" and len(lines) == 5
     assert lines[1] == "rate: 0.1 # one line" and all(" # " in line for line in lines[1:])
+
+
+def test_a_line_of_the_head_stays_one() -> None:
+    text = write_overlay(["Settings for two\nlearning_rate: 9\u2028\x85lines: 1"], {"rate": Choice(0.1, "one")})
+    assert yaml.safe_load(text) == {"rate": 0.1} and len(text.splitlines()) == 2
 
 
 # the search

@@ -26,7 +26,7 @@ def write_overlay(head: Sequence[str], choices: Mapping[str, Choice]) -> str:
     """A config overlay in YAML: one line a setting, with its reason as a comment.
 
     Args:
-        head: comments at its beginning, a line each.
+        head: comments at its beginning, a line each, whatever breaks they hold.
         choices: by key of the config.
 
     Returns:
@@ -37,7 +37,7 @@ def write_overlay(head: Sequence[str], choices: Mapping[str, Choice]) -> str:
         # A plan.
         spacing: [1.0, 1.0, 2.0] # the median
     """
-    lines = [f"# {line}" for line in head]
+    lines = [f"# {' '.join(line.split())}" for line in head]
     for key, choice in choices.items():
         # as the only item of a list, for PyYAML ends a document that is one word with dots
         value = yaml.safe_dump([choice.value], default_flow_style=True, sort_keys=False, width=10_000).strip()[1:-1]

@@ -120,19 +120,35 @@ def grow_slice(traits: Traits, axis: int, pixels: float, multiple: int) -> list[
 
 
 def is_ct(traits: Traits) -> str:
-    """Why the images are taken for CT; empty if they are not."""
-    if any(name.strip().lower().split()[0] == "ct" for name in traits.modalities):
+    """Why all channels of the images are taken for CT; empty if they are not."""
+    if traits.modalities and all(map(_names_ct, traits.modalities)):
         return "the data set declares CT"
-    if not traits.modalities and traits.lowest <= HOUNSFIELD:
+    if not traits.modalities and traits.channels == 1 and traits.lowest <= HOUNSFIELD:
         return f"the lowest intensities are about {traits.lowest:.0f}, as of Hounsfield units"
     return ""
+
+
+def _beside_ct(traits: Traits) -> str:
+    """Why some channels are CT, or may be, and others not; empty if there is no sign of it."""
+    if is_ct(traits):
+        return ""
+    if any(map(_names_ct, traits.modalities)):
+        return f"CT beside other channels ({', '.join(traits.modalities)})"
+    if not traits.modalities and traits.lowest <= HOUNSFIELD:
+        return f"channels that nothing names, the lowest intensities about {traits.lowest:.0f}"
+    return ""
+
+
+def _names_ct(name: str) -> bool:
+    return name.strip().lower().split()[0] == "ct"
 
 
 def intensity(traits: Traits, current: Mapping[str, Any]) -> Choice:
     """How intensities are normalised, in the range that the bundle's own transform gives.
 
     CT is cut to the foreground's percentiles, and scaled to [0, 1] where the bundle does so, else to the foreground's
-    mean 0 and variance 1. Other images keep the bundle's transform; z-scores leave out a background of zeros.
+    mean 0 and variance 1. Other images keep the bundle's transform; z-scores leave out a background of zeros. Images of
+    CT and something else, such as PET, keep it as it is: one window would destroy the other, and zero is water in CT.
 
     Args:
         traits: of the data set.
@@ -147,6 +163,9 @@ def intensity(traits: Traits, current: Mapping[str, Any]) -> Choice:
         window |= {"b_min": round(ends[0], 3), "b_max": round(ends[1], 3), "clip": True}
         scale = "[0, 1], which the losses need" if unit else "mean 0 and variance 1 of the structures"
         return Choice(window, f"CT ({why}): 0.5th to 99.5th percentile of structures, to {scale}")
+    if beside := _beside_ct(traits):
+        scale = "each channel to [0, 1], which the losses need" if unit else "z-score of each channel of each image"
+        return Choice(dict(current), f"{beside}: {scale}, as no window is right for all")
     if unit:
         return Choice(dict(current), "no CT: each image to [0, 1], which the losses need")
     if traits.blanked:
