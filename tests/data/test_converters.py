@@ -15,7 +15,10 @@ import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 
 from common.data import open_data
+from common.data.__main__ import main
+from common.data.contract.dataset import read_data
 from common.data.contract.faults import DataError
+from common.data.converters.base import write_volume
 from common.data.converters.decathlon import convert_decathlon
 from common.data.converters.la import convert_la2018, convert_la_h5
 from common.data.converters.nnunet import convert_nnunet
@@ -342,6 +345,76 @@ def test_pancreas_refuses(tmp_path: Path) -> None:
         convert_pancreas(str(tmp_path), str(tmp_path / "out"))
 
 
+def test_pancreas_refuses_two_labels_of_one_case(tmp_path: Path) -> None:
+    write_dicom(tmp_path / "in/PANCREAS_0001", abdomen())
+    for folder in ("a", "b"):
+        save(tmp_path / f"in/{folder}/label0001.nii.gz", mask())
+    with pytest.raises(DataError, match=r"b/label0001.nii.gz: a second label of case 0001, beside .*/a/label0001"):
+        convert_pancreas(str(tmp_path / "in"), str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("margin", ["wide", -1, 2.5])
+def test_margins_that_are_no_whole_numbers(tmp_path: Path, margin: Any) -> None:
+    la_download(tmp_path / "in")
+    with pytest.raises(DataError, match=f"--margin: is {margin!r}. Fix: use a whole number of 0 or more"):
+        convert_la2018(str(tmp_path / "in"), str(tmp_path / "out"), margin=margin)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "latin-1", "utf-16"])
+def test_test_lists_of_other_editors(tmp_path: Path, encoding: str) -> None:
+    """The mark of Windows' editors is no part of the first name; what is no UTF-8 is said to be none."""
+    la_download(tmp_path / "in")
+    (tmp_path / "in/Training Set/AAA").rename(tmp_path / "in/Training Set/Ä")
+    (tmp_path / "test.list").write_text("Ä\nBBB\n", encoding=encoding)
+    given = {"test_list": str(tmp_path / "test.list")}
+    if encoding in ("latin-1", "utf-16"):
+        with pytest.raises(DataError, match=r"test.list: is no text in UTF-8 .*Fix: save it as UTF-8"):
+            convert_la2018(str(tmp_path / "in"), str(tmp_path / "out"), **given)
+        return
+    content = listing(convert_la2018(str(tmp_path / "in"), str(tmp_path / "out"), **given))
+    assert {record["group"] for record in content["test"]} == {"Ä", "BBB"}
+
+
+# types
+
+
+@pytest.mark.parametrize(
+    ("largest", "dtype", "stored"),
+    [
+        (2**31 - 1, "int64", "int32"),
+        (2**31 - 1, "uint64", "int32"),
+        (2**31, "int64", "float32"),
+        (2**63, "uint64", "float32"),
+    ],
+)
+def test_integers_of_64_bits_are_written_as_others(tmp_path: Path, largest: int, dtype: str, stored: str) -> None:
+    volume = np.arange(24, dtype=dtype).reshape(2, 3, 4)
+    volume[1, 2, 3] = largest
+    write_volume(tmp_path / "a.nii.gz", volume, np.eye(4))
+    read, _ = load(tmp_path / "a.nii.gz")
+    assert read.dtype == stored
+    np.testing.assert_array_equal(read, volume.astype(stored))
+
+
+def test_an_image_of_int64_is_converted(tmp_path: Path) -> None:
+    directions = la_download(tmp_path / "in")
+    write_nrrd(tmp_path / "in/Training Set/AAA/lgemri.nrrd", picture().astype(np.int64), directions)
+    output = convert_la2018(str(tmp_path / "in"), str(tmp_path / "out"))
+    image, _ = load(output / listing(output)["training"][0]["image"])
+    assert image.dtype == np.int32
+    np.testing.assert_array_equal(image, picture())
+
+
+@pytest.mark.parametrize("dtype", ["bool", "float16", "U3", "object"])
+def test_types_that_nifti_lacks_are_refused(tmp_path: Path, dtype: str) -> None:
+    volume = np.zeros((2, 3, 4), dtype=dtype)
+    with pytest.raises(DataError, match=r"scan.h5: stores .*, a type that NIfTI lacks. Fix: store its voxels as"):
+        write_volume(tmp_path / "a.nii.gz", volume, np.eye(4), tmp_path / "scan.h5")
+    with pytest.raises(DataError, match=r"^a.nii.gz: stores "):
+        write_volume(tmp_path / "a.nii.gz", volume, np.eye(4))
+    assert list(tmp_path.iterdir()) == []
+
+
 # decathlon
 
 
@@ -371,7 +444,7 @@ def test_decathlon_with_several_modalities(tmp_path: Path) -> None:
     output = convert_decathlon(str(tmp_path / "in"), str(tmp_path / "out"))
     content = listing(output)
     assert content["channel_names"] == {"0": "FLAIR", "1": "T1w"} and "test" not in content
-    assert len(content["training"]) == 3 and content["training"][0]["group"] == "BRATS_0"
+    assert len(content["training"]) == 3
     for folder in ("images", "labels"):
         volume, affine = load(output / folder / "BRATS_1.nii.gz")
         before, before_affine = load(tmp_path / "in" / f"{folder}Tr/BRATS_1.nii.gz")
@@ -379,7 +452,7 @@ def test_decathlon_with_several_modalities(tmp_path: Path) -> None:
         np.testing.assert_array_equal(affine, before_affine)
     accepted(output)
     more = convert_decathlon(str(tmp_path / "in"), str(tmp_path / "more"), unlabelled=True)
-    assert listing(more)["training"][3] == {"image": "images/BRATS_9.nii.gz", "group": "BRATS_9"}
+    assert listing(more)["training"][3] == {"image": "images/BRATS_9.nii.gz"}
     accepted(more)
 
 
@@ -438,7 +511,6 @@ def test_nnunet(tmp_path: Path) -> None:
     assert content["channel_names"] == {"0": "T1", "1": "T2"} and "test" not in content
     assert content["training"][0] == {
         "image": ["images/la_a_0000.nii.gz", "images/la_a_0001.nii.gz"],
-        "group": "la_a",
         "label": "labels/la_a.nii.gz",
     }
     np.testing.assert_array_equal(load(output / "images/la_b_0001.nii.gz")[0], picture(seed=ord("b") + 1))
@@ -452,10 +524,11 @@ def test_nnunet_test_labels_unlabelled_images_and_version_1(tmp_path: Path) -> N
     content = {key: value for key, value in listing(root).items() if value is not None}
     (root / "dataset.json").write_text(json.dumps(content))
     more = convert_nnunet(str(root), str(tmp_path / "more"), unlabelled=True)
-    assert [r["group"] for r in listing(more)["training"] if "label" not in r] == ["la_c"]
+    first = "images/la_c_0000.nii.gz"
+    assert [r["image"][0] for r in listing(more)["training"] if "label" not in r] == [first]
     save(root / "labelsTs/la_c.nii.gz", mask())
     output = convert_nnunet(str(root), str(tmp_path / "out"))
-    assert [r["group"] for r in listing(output)["test"]] == ["la_c"]
+    assert [r["image"][0] for r in listing(output)["test"]] == [first]
     assert listing(output)["channel_names"] == {"0": "MR", "1": "MR2"}
     accepted(output)
 
@@ -492,6 +565,71 @@ def test_nnunet_refuses(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"2 faults(.|\n)*stray(.|\n)*no channel number(.|\n)*la_b.nii.gz: is missing"):
         convert_nnunet(str(root), target)
     assert not Path(target).exists()
+
+
+# patients in names
+
+
+def frames_of_patients(root: Path, kind: str) -> None:
+    """Two frames of each of three patients, as a decathlon task or an nnU-Net folder."""
+    names = [f"patient{patient:03d}_frame{frame:02d}" for patient in (1, 2, 3) for frame in (1, 12)]
+    ending = "_0000.nii.gz" if kind == "nnunet" else ".nii.gz"
+    for number, name in enumerate(names):
+        save(root / f"imagesTr/{name}{ending}", picture(seed=number))
+        save(root / f"labelsTr/{name}.nii.gz", mask())
+    listed = [{"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in names]
+    forms: dict[str, dict[str, Any]] = {
+        "nnunet": {"channel_names": {"0": "MR"}, "labels": {"background": 0, "heart": 1}},
+        "decathlon": {"modality": {"0": "MR"}, "labels": {"0": "background", "1": "heart"}, "training": listed},
+    }
+    (root / "dataset.json").write_text(json.dumps(forms[kind]))
+
+
+@pytest.mark.parametrize("pattern", [r"patient\d+", r"^patient(\d+)_"])
+@pytest.mark.parametrize("kind", ["nnunet", "decathlon"])
+def test_split_keeps_together_whom_the_pattern_finds(tmp_path: Path, kind: str, pattern: str) -> None:
+    frames_of_patients(tmp_path / "in", kind)
+    main(["convert", kind, str(tmp_path / "in"), str(tmp_path / "out"), "--group_pattern", pattern])
+    groups = [record["group"] for record in listing(tmp_path / "out")["training"]]
+    prefix = "" if "(" in pattern else "patient"
+    assert groups == [f"{prefix}{number}" for number in ("001", "001", "002", "002", "003", "003")]
+    main(["split", str(tmp_path / "out"), "--folds", "3"])
+    for fold in range(3):
+        data, faults = read_data(tmp_path / "out", f"dataset_fold{fold}.json")
+        assert faults == [] and len(data.validation) == 2
+        assert len({record["group"] for record in data.validation}) == 1
+
+
+@pytest.mark.parametrize("kind", ["nnunet", "decathlon"])
+def test_without_a_pattern_each_case_is_a_patient(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No group is made up: it is said, the contract counts every image, and check and split go on."""
+    frames_of_patients(tmp_path / "in", kind)
+    {"nnunet": convert_nnunet, "decathlon": convert_decathlon}[kind](str(tmp_path / "in"), str(tmp_path / "out"))
+    assert not any("group" in record for record in listing(tmp_path / "out")["training"])
+    assert "each counts as a patient of its own" in caplog.text and "--group_pattern" in caplog.text
+    main(["split", str(tmp_path / "out"), "--fraction", "0.5"])
+    main(["check", str(tmp_path / "out"), "--datalist", "dataset_split.json", "--bundles", str(tmp_path / "none")])
+    assert "No faults found in 6 cases." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        (r"patient(\d+", r"--group_pattern: 'patient\(.* is no regular expression"),
+        (True, "--group_pattern: True is no regular expression"),
+        (r"patient00[12]", "finds no patient in patient003_frame01, patient003_frame12. Fix: give one"),
+        (r"patient00(x?)", "finds no patient in patient001_frame01"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["nnunet", "decathlon"])
+def test_patterns_that_find_no_patient(tmp_path: Path, kind: str, pattern: Any, message: str) -> None:
+    frames_of_patients(tmp_path / "in", kind)
+    convert = {"nnunet": convert_nnunet, "decathlon": convert_decathlon}[kind]
+    with pytest.raises(DataError, match=message):
+        convert(str(tmp_path / "in"), str(tmp_path / "out"), group_pattern=pattern)
+    assert not (tmp_path / "out").exists()
 
 
 def test_nothing_is_overwritten_and_all_are_named(tmp_path: Path) -> None:

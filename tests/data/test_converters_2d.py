@@ -137,6 +137,15 @@ def test_acdc_refuses(acdc: Path) -> None:
     assert not Path(target).exists()
 
 
+def test_acdc_refuses_two_scribbles_of_one_frame(acdc: Path) -> None:
+    """Two annotators' folders below one: neither is taken by its name."""
+    first = acdc / "scribbles/patient001/patient001_frame12_scribble.nii.gz"
+    save(acdc / "scribbles/second/patient001_frame12_scribble.nii.gz", load(first)[0])
+    with pytest.raises(DataError, match=r"second/.*: a second scribble of patient001_frame12, beside .*/patient001/"):
+        convert_acdc(str(acdc / "in"), str(acdc / "out"), str(acdc / "scribbles"))
+    assert not (acdc / "out").exists()
+
+
 # CHAOS
 
 SHAPE = (12, 10, 8)  # columns, rows, slices

@@ -125,6 +125,29 @@ def test_promise12(tmp_path: Path) -> None:
     assert "test_Case00" in [record["group"] for record in more["training"] if "label" not in record]
 
 
+def test_promise12_with_the_test_cases_as_published(tmp_path: Path) -> None:
+    """Three folders that number their cases alike, all with segmentations; a test list decides where there is one."""
+    for folder, seed in (("training_data", 0), ("test_data", 3), ("livechallenge_test_data", 6)):
+        for number in range(3 if folder == "training_data" else 2):
+            name = f"Case{number:02d}"
+            metaimage(tmp_path / "in" / folder / f"{name}.mhd", picture(seed + number))
+            metaimage(tmp_path / "in" / folder / f"{name}_segmentation.mhd", blocks(1).astype(np.int8))
+    output = convert_promise12(str(tmp_path / "in"), str(tmp_path / "out"))
+    content = listing(output)
+    assert [record["group"] for record in content["training"]] == ["Case00", "Case01", "Case02"]
+    held = ["livechallenge_Case00", "livechallenge_Case01", "test_Case00", "test_Case01"]
+    assert [record["group"] for record in content["test"]] == held
+    for seed, record in zip((6, 7, 3, 4), content["test"], strict=True):
+        np.testing.assert_array_equal(load(output / record["image"])[0], picture(seed))
+        agrees(output, record, blocks(1))
+    passes_check(output)
+    (tmp_path / "test.txt").write_text("Case01\n")
+    listed = listing(
+        convert_promise12(str(tmp_path / "in"), str(tmp_path / "listed"), test_list=str(tmp_path / "test.txt"))
+    )
+    assert [record["group"] for record in listed["test"]] == ["Case01"] and len(listed["training"]) == 6
+
+
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("dtype", ["<i2", ">i2", "|u1", "<f4", ">f4"])
 def test_mhd_types_and_byte_orders(tmp_path: Path, dtype: str, compressed: bool) -> None:

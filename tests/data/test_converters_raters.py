@@ -75,6 +75,8 @@ def test_qubiq_another_task(tmp_path: Path) -> None:
     mask = load(tmp_path / "out" / content["training"][0]["labels"][1])[0]
     np.testing.assert_array_equal(mask[..., 0], rated(SIZE, 2)[::-1])
     fails(convert_qubiq, root, "3 is in no case. Fix: use 1, 2", task=3)
+    for task in ("two", -1, 1.5, True):
+        fails(convert_qubiq, root, f"--task: is {task!r}. Fix: use a whole number of 0 or more", task=task)
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -413,6 +415,28 @@ def test_riga_leaves_out_what_it_cannot_read(tmp_path: Path, caplog: pytest.LogC
     fails(convert_riga, tmp_path / "in", "image1-2.png: has .20, 20. rows and columns")
     (folder / "image1-3.png").unlink()
     fails(convert_riga, tmp_path / "in", "no -3 for BinRushed/BinRushed1/image1")
+
+
+def test_riga_names_as_published(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A capital letter in one of a photograph's names is no other photograph; markings without one are left out."""
+    riga(tmp_path / "in")
+    folder = tmp_path / "in" / "Magrabia" / "MagrabiaMale"
+    (folder / "image1-1.png").rename(folder / "Image1-1.png")
+    for name in ("image48-1.png", "image48-1.tif", "image48-2.png"):
+        Image.open(folder / "image1-2.png").save(folder / name)
+    content = listing(convert_riga(str(tmp_path / "in"), str(tmp_path / "out")))
+    assert [record["group"] for record in content["training"]] == [
+        "BinRushed_BinRushed1_image1",
+        "BinRushed_BinRushed2_image1",
+        "Magrabia_MagrabiaMale_Image1",
+    ]
+    assert [len(record["labels"]) for record in content["training"]] == [6, 6, 6]
+    assert "(prime) is missing: Magrabia/MagrabiaMale/image48" in caplog.text
+    Image.open(folder / "image1-2.png").save(folder / "IMAGE1-2.tif")
+    fails(convert_riga, tmp_path / "in", "image1-2.png: a second -2 of Magrabia/MagrabiaMale/IMAGE1, beside .*IMAGE1-2")
+    for path in (tmp_path / "in").rglob("*prime.png"):
+        path.unlink()
+    fails(convert_riga, tmp_path / "in", "no prime for BinRushed/BinRushed1/image1, BinRushed/BinRushed2/image1")
 
 
 @pytest.mark.parametrize("outlines", [1, 3])

@@ -12,7 +12,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from ...ops.threads import usable_cores
@@ -29,13 +28,13 @@ from .volumes import (
     check_size,
     compare_geometry,
     count_values,
+    hash_voxels,
     read_header,
     read_voxels,
     when_rewritten,
 )
 
 WORKERS = min(8, usable_cores())
-PART = 1 << 22  # voxels that are hashed at once
 
 
 @dataclass
@@ -177,7 +176,7 @@ def _inspect_image(
         if voxels is None:
             continue
         check_image(voxels, when_rewritten(path, report))
-        _hash_voxels(voxels, header, digest)
+        hash_voxels(voxels, header, digest)
         low, high = float(voxels.min()), float(voxels.max())
         known = case.intensities or (low, high)
         case.intensities = (min(low, known[0]), max(high, known[1]))
@@ -187,17 +186,6 @@ def _inspect_image(
     case.shape, case.spacing = headers[0].shape, headers[0].spacing
     case.channels = sum(header.channels for header in headers)
     return headers[0]
-
-
-def _hash_voxels(voxels: np.ndarray, header: Header, digest: hashlib.blake2b) -> None:
-    """Add an image's shape and its voxels as float32, to which they are loaded: copies may be stored as other types."""
-    digest.update(repr(header.shape).encode())
-    flat = voxels.ravel(order="F")  # a view: NIfTI stores the first axis first
-    for start in range(0, flat.size, PART):
-        with np.errstate(over="ignore", invalid="ignore"):  # faults of check_image
-            part = flat[start : start + PART].astype("<f4")
-        part += 0  # -0 becomes 0
-        digest.update(part.data)
 
 
 def _check_fourth_axis(

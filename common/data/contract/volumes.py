@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 import zlib
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ LARGEST_VOXEL = 100.0
 EXTENT = (1.0, 10_000.0)
 FLOAT32_STEP = float(np.finfo(np.float32).eps)
 FEWEST_VOXELS = 4  # along an axis, after resampling
+PART = 1 << 22  # voxels that are hashed at once
 UNITS = {1: "metres", 3: "micrometres"}  # of NIfTI's xyzt_units; 2 is mm, 0 says nothing
 _UNREADABLE = (
     nib.filebasedimages.ImageFileError,
@@ -261,6 +263,17 @@ def check_image(voxels: np.ndarray, report: Report) -> None:
         elif not high - low > max(-low, high) * FLOAT32_STEP or high - low < 1 / LARGEST_INTENSITY:
             what = f"has intensities from {low:g} to {high:g}{place}, which float32 does not tell apart once squared"
             report(what, "correct scl_slope and scl_inter in the file's header, or subtract the offset and scale")
+
+
+def hash_voxels(voxels: np.ndarray, header: Header, digest: hashlib.blake2b) -> None:
+    """Add an image's shape and its voxels as float32, to which they are loaded: copies may be stored as other types."""
+    digest.update(repr(header.shape).encode())
+    flat = voxels.ravel(order="F")  # a view: NIfTI stores the first axis first
+    for start in range(0, flat.size, PART):
+        with np.errstate(over="ignore", invalid="ignore"):  # faults of check_image
+            part = flat[start : start + PART].astype("<f4")
+        part += 0  # -0 becomes 0
+        digest.update(part.data)
 
 
 def count_values(voxels: np.ndarray, report: Report) -> dict[int, int] | None:

@@ -88,8 +88,16 @@ def _find_frames(folder: Path) -> dict[str, Path]:
 
 
 def _find_scribbles(folder: Path) -> dict[str, Path]:
-    found = [path for path in paths_below(folder, "*_scribble.nii*") if path.is_file()]
-    return {stem(path).removesuffix("_scribble"): path for path in found}
+    """Scribble of each frame by the frame's name."""
+    strokes: dict[str, Path] = {}
+    for path in paths_below(folder, "*_scribble.nii*"):
+        if not path.is_file():
+            continue
+        name = stem(path).removesuffix("_scribble")
+        if name in strokes:
+            raise fault(path, f"a second scribble of {name}, beside {strokes[name]}", "keep one of them")
+        strokes[name] = path
+    return strokes
 
 
 def _scribble(source: Path, image: Path, label: Path) -> Volume:

@@ -55,7 +55,7 @@ class Case:
         label: NIfTI file, which is copied, or the voxels; None for none.
         scribble: the same.
         section: ``training``, ``validation`` or ``test``.
-        group: patient or subject; default: the name.
+        group: patient or subject; default: the name. Empty where it is not known: the record has none then.
         raters: masks of several raters, one each.
         empty: the label is background everywhere, and meant so.
     """
@@ -139,7 +139,10 @@ def _write(found: Source, output: Path) -> None:
     with new_folder(output) as target:
         sections: dict[str, list[dict[str, Any]]] = {"training": [], "validation": [], "test": []}
         for case in tqdm(found.cases, desc="converting", leave=False):
-            record: dict[str, Any] = {"image": _place_image(case, target), "group": case.group or case.name}
+            record: dict[str, Any] = {"image": _place_image(case, target)}
+            group = case.name if case.group is None else case.group
+            if group:
+                record["group"] = group
             for key in ("label", "scribble"):
                 mask: Path | Volume | None = getattr(case, key)
                 if mask is not None:
@@ -169,14 +172,14 @@ def _place_channel(image: Path | Volume, name: str, target: Path) -> str:
     if isinstance(image, Path):
         place(image, target / "images" / image.name, link=True)
         return f"images/{image.name}"
-    write_volume(target / "images" / f"{name}.nii.gz", image.voxels, image.affine)
+    write_volume(target / "images" / f"{name}.nii.gz", image.voxels, image.affine, image.path)
     return f"images/{name}.nii.gz"
 
 
 def _place_mask(mask: Path | Volume, name: str, target: Path) -> str:
     """Path of the mask, from the new folder; ``name`` has no ending."""
     if isinstance(mask, Volume):
-        write_volume(target / f"{name}.nii.gz", mask.voxels, mask.affine)
+        write_volume(target / f"{name}.nii.gz", mask.voxels, mask.affine, mask.path)
         return f"{name}.nii.gz"
     ending = mask.name[len(stem(mask)) :]
     place(mask, target / f"{name}{ending}")
@@ -212,20 +215,39 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def write_volume(path: Path, volume: np.ndarray, affine: np.ndarray) -> None:
-    """Write a NIfTI file.
+def write_volume(path: Path, volume: np.ndarray, affine: np.ndarray, source: Path | None = None) -> None:
+    """Write a NIfTI file; integers of 64 bits, which few programs read, become int32, or float32 where they are larger.
 
     Args:
         path: file to write; its folder is made.
         volume: (X, Y, Z).
         affine: (4, 4) voxel to mm, right-anterior-superior.
+        source: file that the voxels come from, for messages.
+
+    Raises:
+        DataError: when NIfTI has no such type.
     """
+    stored = _storable(volume, source or Path(path.name))
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = nib.Nifti1Image(np.ascontiguousarray(volume), affine)
+    image = nib.Nifti1Image(np.ascontiguousarray(stored), affine)
     image.set_qform(affine, code=1)
     image.set_sform(affine, code=1)
     image.header.set_xyzt_units("mm")
     nib.save(image, path)
+
+
+def _storable(volume: np.ndarray, source: Path) -> np.ndarray:
+    """The voxels in a type that NIfTI has and nibabel writes."""
+    if volume.dtype.kind in "iu" and volume.dtype.itemsize == 8:
+        limits = np.iinfo(np.int32)
+        fits = volume.size == 0 or (volume.min() >= limits.min and volume.max() <= limits.max)
+        return volume.astype(np.int32 if fits else np.float32)
+    try:
+        nib.Nifti1Header().set_data_dtype(volume.dtype)
+    except nib.spatialimages.HeaderDataError as error:
+        what = f"stores {volume.dtype}, a type that NIfTI lacks"
+        raise fault(source, what, "store its voxels as int16, int32 or float32") from error
+    return volume
 
 
 def binary_mask(volume: np.ndarray, path: Path) -> np.ndarray:
@@ -253,16 +275,37 @@ def crop(
 
     Returns:
         image, label and affine of the part.
+
+    Raises:
+        DataError: when the margin is no whole number of 0 or more.
     """
-    if margin is None or not label.any():
+    if margin is None:
+        return image, label, affine
+    grown = whole_number(margin, "--margin")
+    if not label.any():
         return image, label, affine
     filled = np.argwhere(label)
-    first = np.maximum(filled.min(axis=0) - int(margin), 0)
-    last = filled.max(axis=0) + 1 + int(margin)
+    first = np.maximum(filled.min(axis=0) - grown, 0)
+    last = filled.max(axis=0) + 1 + grown
     box = tuple(slice(a, b) for a, b in zip(first.tolist(), last.tolist(), strict=True))
     moved = affine.copy()
     moved[:3, 3] = (affine @ [*first, 1])[:3]
     return image[box], label[box], moved
+
+
+def whole_number(value: object, option: str) -> int:
+    """What was given for an option, as a number.
+
+    Args:
+        value: as it was given.
+        option: such as ``--margin``, for messages.
+
+    Raises:
+        DataError: when it is no whole number of 0 or more.
+    """
+    if not str(value).isdecimal():
+        raise fault(option, f"is {value!r}", "use a whole number of 0 or more")
+    return int(str(value))
 
 
 def stem(path: Path) -> str:
@@ -282,14 +325,18 @@ def held_out_names(test_list: str | None, cases: Iterable[str]) -> set[str]:
     """Names of the test cases: the lines of a text file, checked against the cases that there are.
 
     Raises:
-        DataError: when the file is missing or names an unknown case.
+        DataError: when the file is missing, is no UTF-8 text or names an unknown case.
     """
     if test_list is None:
         return set()
     path = Path(str(test_list))
     if not path.is_file():
         raise fault(path, "there is no such file", "give a text file with one case per line as --test_list")
-    names = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()} - {""}
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # Windows' editors begin a file with a mark that nobody sees
+    except UnicodeDecodeError as error:
+        raise fault(path, f"is no text in UTF-8 ({error})", "save it as UTF-8") from error
+    names = {line.strip() for line in text.splitlines()} - {""}
     unknown = sorted(names - set(cases))
     if unknown:
         raise fault(path, f"names cases that are not there: {', '.join(unknown[:8])}", "correct the list")

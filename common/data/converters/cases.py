@@ -24,8 +24,8 @@ Parts = dict[str, Path]
 _HELD_BACK = re.compile(r"(?<![a-z])(?:test|valid)", re.IGNORECASE)
 
 
-def find_parts(folder: Path, pattern: str, expected: str) -> dict[str, Parts]:
-    """Files of each case, in the order of their paths. Names must begin as given: macOS's ``._name`` is none.
+def find_files(folder: Path, pattern: str, expected: str) -> dict[str, dict[str, list[Path]]]:
+    """All files of each case, in the order of their paths. Names must begin as given: macOS's ``._name`` is none.
 
     Args:
         folder: searched at any depth.
@@ -34,12 +34,14 @@ def find_parts(folder: Path, pattern: str, expected: str) -> dict[str, Parts]:
         expected: the files as a person would write them, for messages.
 
     Returns:
-        by the name of the case, its files by part (in small letters; ``image`` where the group is empty).
+        by the name of the case, as its first file spells it, its files by part (in small letters; ``image`` where the
+        group is empty).
 
     Raises:
-        DataError: when there is none, or two files for one part.
+        DataError: when there is none.
     """
-    found: dict[str, Parts] = {}
+    found: dict[str, dict[str, list[Path]]] = {}
+    spelled: dict[str, str] = {}
     wanted = re.compile(rf"(?:^|/){pattern}$", re.IGNORECASE)
     for path in paths_below(folder):
         match = wanted.search(path.relative_to(folder).as_posix())
@@ -47,15 +49,35 @@ def find_parts(folder: Path, pattern: str, expected: str) -> dict[str, Parts]:
             continue
         split = match.groupdict().get("split")
         case = f"{split.lower()}_{match['case']}" if split else match["case"]
+        case = spelled.setdefault(case.casefold(), case)  # RIGA has Image1-1.tif beside image1-2.tif
         part = match["part"].lower().strip("_") or "image"
-        parts = found.setdefault(case, {})
-        if part in parts:
-            what = f"a second {part} of {case}, beside {parts[part]}"
-            raise fault(path, what, "keep one of them, or give the folder of one data set alone")
-        parts[part] = path
+        found.setdefault(case, {}).setdefault(part, []).append(path)
     if not found:
         raise fault(folder, f"holds no {expected}", "give the folder of the download")
     return found
+
+
+def find_parts(folder: Path, pattern: str, expected: str) -> dict[str, Parts]:
+    """The one file of each part of each case; see :func:`find_files`.
+
+    Raises:
+        DataError: when there is none, or two files for one part.
+    """
+    return only_files(find_files(folder, pattern, expected))
+
+
+def only_files(found: Mapping[str, Mapping[str, Sequence[Path]]]) -> dict[str, Parts]:
+    """The one file of each part.
+
+    Raises:
+        DataError: when there are two.
+    """
+    for case, parts in found.items():
+        for part, paths in parts.items():
+            if len(paths) > 1:
+                what = f"a second {part} of {case}, beside {paths[0]}"
+                raise fault(paths[1], what, "keep one of them, or give the folder of one data set alone")
+    return {case: {part: paths[0] for part, paths in parts.items()} for case, parts in found.items()}
 
 
 def require_parts(cases: Mapping[str, Parts], parts: Iterable[str], folder: Path) -> None:
@@ -106,6 +128,36 @@ def drop_unlabelled(
     if not kept:
         raise fault(folder, "holds no case with a label", "give the folder of the labelled cases, or --unlabelled")
     return kept
+
+
+def with_patients(cases: Iterable[Case], pattern: str | None) -> list[Case]:
+    """Cases whose group is the patient in their names.
+
+    Args:
+        cases: of a collection that does not say which cases are of one patient.
+        pattern: regular expression, found in a case's name: its first group is the patient, or all of it if it has no
+            group. None: no case gets a group, and the log says so.
+
+    Raises:
+        DataError: when it is no regular expression, or is not found in all names.
+    """
+    if pattern is None:
+        logger.warning(
+            "the collection does not say which cases are of one patient: each counts as a patient of its own; where "
+            "names tell, give --group_pattern, such as 'patient[0-9]+'"
+        )
+        return [replace(case, group="") for case in cases]
+    try:
+        wanted = re.compile(pattern)
+    except (re.error, TypeError) as error:  # the command line makes of some words numbers or lists
+        raise fault("--group_pattern", f"{pattern!r} is no regular expression ({error})", "correct it") from error
+    found = [(case, wanted.search(case.name)) for case in cases]
+    patients = [(case, match and match[min(1, wanted.groups)]) for case, match in found]
+    unknown = [case.name for case, patient in patients if not patient]
+    if unknown:
+        what = f"{pattern!r} finds no patient in {', '.join(unknown[:8])}"
+        raise fault("--group_pattern", what, "give one that is found in the names of all cases")
+    return [replace(case, group=patient) for case, patient in patients]
 
 
 def read_nifti(path: Path) -> Volume:

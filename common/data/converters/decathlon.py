@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ from ..contract.faults import DataError, Fault
 from ..contract.output import fault
 from ..contract.records import normalise_labels
 from .base import Case, Source, converter, read_json, stem
+from .cases import with_patients
 
 FIRST_MR_CASE = 501  # of AMOS 2022; cases 1 to 500 are CT
 MODALITIES = ("ct", "mr", "both")
 
 
 @converter("decathlon", "a task of the Medical Segmentation Decathlon")
-def convert_decathlon(source: Path, unlabelled: bool = False) -> Source:
+def convert_decathlon(source: Path, unlabelled: bool = False, group_pattern: str | None = None) -> Source:
     """Convert a task of the Medical Segmentation Decathlon; images are hard-linked where possible, else copied.
 
     Images with several modalities stay 4D files; the JSON declares their channels (``channel_names``). The decathlon
@@ -26,6 +28,8 @@ def convert_decathlon(source: Path, unlabelled: bool = False) -> Source:
     Args:
         source: folder of the task, which holds ``dataset.json``.
         unlabelled: add the test images to ``training`` without labels.
+        group_pattern: regular expression whose first group, or whole match, is the patient in an image's name; without
+            it the records have no `group`, so that each case counts as a patient of its own.
 
     Returns:
         name, labels and cases.
@@ -33,7 +37,8 @@ def convert_decathlon(source: Path, unlabelled: bool = False) -> Source:
     Raises:
         DataError: when ``dataset.json`` or files that it names are missing or of another form.
     """
-    return _convert(source, unlabelled, lambda _: True)
+    found = _convert(source, unlabelled, lambda _: True)
+    return replace(found, cases=with_patients(found.cases, group_pattern))
 
 
 @converter("amos22", "AMOS 2022, 15 abdominal organs, CT and MR")

@@ -9,10 +9,11 @@ from ..contract.faults import DataError, Fault
 from ..contract.output import fault
 from ..contract.records import normalise_labels
 from .base import NIFTI_ENDINGS, Case, Source, converter, read_json
+from .cases import with_patients
 
 
 @converter("nnunet", "a raw data set of nnU-Net, version 1 or 2")
-def convert_nnunet(source: Path, unlabelled: bool = False) -> Source:
+def convert_nnunet(source: Path, unlabelled: bool = False, group_pattern: str | None = None) -> Source:
     """Convert ``imagesTr/<case>_0000.nii.gz`` (a file for each channel), ``labelsTr/<case>.nii.gz``, ``dataset.json``.
 
     Images are hard-linked where possible, else copied. A data set with an ``ignore`` label is one of scribbles: its
@@ -23,6 +24,8 @@ def convert_nnunet(source: Path, unlabelled: bool = False) -> Source:
         source: the data set's folder, which holds ``dataset.json``.
         unlabelled: add images without a label to ``training`` as unlabelled; without it those of ``imagesTs`` are left
             out and those of ``imagesTr`` are a fault.
+        group_pattern: regular expression whose first group, or whole match, is the patient in a case's name; without
+            it the records have no `group`, so that each case counts as a patient of its own.
 
     Returns:
         name, labels and cases.
@@ -37,7 +40,7 @@ def convert_nnunet(source: Path, unlabelled: bool = False) -> Source:
         raise fault(source / "dataset.json", "has no `channel_names`", "give the dataset.json of a raw folder")
     labels, ignore = _labels(content, source / "dataset.json")
     key = "label" if ignore is None else "scribble"
-    cases = _plan(source, len(channels), ending, key, unlabelled)
+    cases = with_patients(_plan(source, len(channels), ending, key, unlabelled), group_pattern)
     extra: dict[str, Any] = {"channel_names": {str(number): str(name) for number, name in channels.items()}}
     if ignore is not None:
         extra["scribble_unlabelled_value"] = ignore

@@ -174,8 +174,16 @@ def _find_images(folder: Path) -> dict[str, Path]:
 
 
 def _find_labels(folder: Path) -> dict[str, Path]:
-    found = [path for path in paths_below(folder, "label*") if path.name.endswith(NIFTI_ENDINGS)]
-    return {number: path for path in found if (number := _number(path.name)) is not None}
+    """Label of each case, by number."""
+    labels: dict[str, Path] = {}
+    for path in paths_below(folder, "label*"):
+        number = _number(path.name)
+        if number is None or not path.name.endswith(NIFTI_ENDINGS) or not path.is_file():
+            continue
+        if number in labels:
+            raise fault(path, f"a second label of case {number}, beside {labels[number]}", "keep one of them")
+        labels[number] = path
+    return labels
 
 
 def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:

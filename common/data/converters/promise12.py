@@ -16,7 +16,8 @@ def convert_promise12(source: Path, unlabelled: bool = False, test_list: str | N
     """Convert ``Case00.mhd`` and ``Case00_segmentation.mhd``, each with its ``.raw``.
 
     The challenge's test cases carry the numbers of training cases: those in a folder whose name begins with "test" get
-    the name ``test_Case00``.
+    the name ``test_Case00``, those in one that begins with "livechallenge" ``livechallenge_Case00``. With a
+    segmentation, which was published later, they become ``test``, unless a test list is given.
 
     Args:
         source: folder of the download.
@@ -30,7 +31,7 @@ def convert_promise12(source: Path, unlabelled: bool = False, test_list: str | N
     Raises:
         DataError: when files are missing, unreadable or do not fit each other.
     """
-    pattern = r"(?:(?P<split>test)[^/]*/)?(?P<case>Case\d+)(?P<part>_segmentation|)\.mh[da]"
+    pattern = r"(?:(?P<split>livechallenge|test)[^/]*/)?(?P<case>Case\d+)(?P<part>_segmentation|)\.mh[da]"
     files = find_parts(source, pattern, "Case00.mhd")
     files = drop_unlabelled(files, "segmentation", source, unlabelled)
     require_parts(files, ["image"], source)
@@ -39,6 +40,7 @@ def convert_promise12(source: Path, unlabelled: bool = False, test_list: str | N
             name,
             [read_mhd(case["image"])],
             _read_label(case["segmentation"]) if "segmentation" in case else None,
+            section="test" if test_list is None and "segmentation" in case and "_" in name else "training",
         )
         for name, case in files.items()
     )

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..contract.output import fault
 from ..contract.volumes import read_volume
-from .base import Case, Source, Volume, binary_mask, converter
+from .base import Case, Source, Volume, binary_mask, converter, whole_number
 from .cases import Parts, drop_unlabelled, find_parts, listed_source, require_parts
 
 
@@ -44,18 +44,19 @@ def convert_qubiq(
     Raises:
         DataError: when files are missing, unreadable or do not fit each other, or no case has the task.
     """
+    number = whole_number(task, "--task")
     pattern = r"(?P<case>case[\d-]+)/(?P<part>image|task\d+_seg\d+)\.nii(?:\.gz)?"
     files = find_parts(source, pattern, "case01/image.nii.gz")
     tasks = sorted({int(part[4:].split("_")[0]) for parts in files.values() for part in parts if part != "image"})
-    if int(task) not in tasks:
+    if number not in tasks:
         known = f"use {', '.join(map(str, tasks))}" if tasks else "give a folder with masks (task01_seg01.nii.gz)"
-        raise fault("--task", f"{task} is in no case", known)
-    files = drop_unlabelled(files, lambda parts: bool(_masks(parts, int(task))), source, unlabelled)
+        raise fault("--task", f"{number} is in no case", known)
+    files = drop_unlabelled(files, lambda parts: bool(_masks(parts, number)), source, unlabelled)
     require_parts(files, ["image"], source)
-    channel_axis, channels = _channels(next(parts for parts in files.values() if _masks(parts, int(task))), int(task))
-    cases = (_read_case(name, parts, int(task), channel_axis, source) for name, parts in files.items())
+    channel_axis, channels = _channels(next(parts for parts in files.values() if _masks(parts, number)), number)
+    cases = (_read_case(name, parts, number, channel_axis, source) for name, parts in files.items())
     names = ["image"] if channels == 1 else [f"channel {number}" for number in range(channels)]
-    labels = ["background", structure or f"task {task}"]
+    labels = ["background", structure or f"task {number}"]
     return listed_source(f"QUBIQ {source.name}", labels, names, files, cases, test_list)
 
 

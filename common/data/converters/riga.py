@@ -17,7 +17,7 @@ from skimage.measure import regionprops
 from ..contract.faults import DataError
 from ..contract.output import fault
 from .base import Case, Source, Volume, converter
-from .cases import Parts, find_parts, listed_source, require_parts
+from .cases import Parts, find_files, listed_source, only_files, require_parts
 from .pictures import COLOURS, read_photograph
 
 logger = logging.getLogger(__name__)
@@ -33,8 +33,9 @@ def convert_riga(source: Path, test_list: str | None = None) -> Source:
     """Convert ``image1prime.jpg`` (unmarked) and ``image1-1.jpg`` to ``image1-6.jpg`` (marked), or ``.tif``.
 
     Photographs become volumes of depth 1, red, green and blue a file each. Value 1 is the disc around the cup, 2 the
-    cup. A rater's marking in which two nested outlines are not found is left out, and the log says so. The collection
-    names no patients: each photograph is a group of its own.
+    cup. A rater's marking in which two nested outlines are not found is left out, and so are markings whose unmarked
+    photograph is not there (``MagrabiFemale/image48``); the log says so. The collection names no patients: each
+    photograph is a group of its own.
 
     Args:
         source: folder of the download, or of one of its parts (``BinRushed``, ``Magrabia``, ``MESSIDOR``).
@@ -48,11 +49,21 @@ def convert_riga(source: Path, test_list: str | None = None) -> Source:
         DataError: when files are missing, unreadable or do not fit each other.
     """
     pattern = r"(?P<case>(?:[^/]+/)*image\d+)(?P<part>prime|-[1-6])\.(?:jpe?g|tiff?|png)"
-    found = find_parts(source, pattern, "image1prime.jpg and image1-1.jpg")
-    require_parts(found, ["prime", *RATERS], source)
+    found = _with_photograph(find_files(source, pattern, "image1prime.jpg and image1-1.jpg"), source)
+    require_parts(found, RATERS, source)
     files = {name.replace("/", "_").replace(" ", "_"): parts for name, parts in found.items()}
     cases = (_read_case(name, parts) for name, parts in files.items())
     return listed_source("RIGA (optic disc and cup, six raters)", LABELS, COLOURS, files, cases, test_list)
+
+
+def _with_photograph(found: dict[str, dict[str, list[Path]]], folder: Path) -> dict[str, Parts]:
+    """The files of the photographs that are there unmarked; without it, outlines cannot be told from the picture."""
+    without = [name for name, parts in found.items() if "prime" not in parts]
+    if len(without) == len(found):
+        raise fault(folder, f"no prime for {', '.join(without[:8])}", "download the photographs without markings, too")
+    if without:
+        logger.warning("left out, as the photograph without markings (prime) is missing: %s", ", ".join(without))
+    return only_files({name: parts for name, parts in found.items() if "prime" in parts})
 
 
 def _read_case(name: str, parts: Parts) -> Case:

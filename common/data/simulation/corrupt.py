@@ -275,15 +275,24 @@ def _read_list(path: Path) -> dict[str, Any]:
     if not isinstance(listing.get("training"), list):
         raise fault(path, "has no list `training`", "add the records of the cases to train on")
     for section in SECTIONS:
-        for record in listing.get(section) or []:
+        for index, record in enumerate(listing.get(section) or []):
             if not isinstance(record, dict) or "image" not in record:
                 raise fault(f"{path}/{section}", f"the record {record!r} has no image", "add the image's path")
             for key in PATH_KEYS:
-                if isinstance(record.get(key), str):
-                    record[key] = _inside(record[key], path)
-                elif key in record:
-                    record[key] = [_inside(name, path) for name in record[key]]
+                if key in record:
+                    record[key] = _plain_paths(record[key], key, f"{section}[{index}]/{key}", path)
     return listing
+
+
+def _plain_paths(value: Any, key: str, where: str, datalist: Path) -> str | list[str]:
+    """The path or paths of one key in plain form; what `check` refuses is refused in its words."""
+    paths = value if isinstance(value, list) else [value]
+    right = isinstance(value, PATH_KEYS[key]) and paths and all(isinstance(path, str) and path for path in paths)
+    if not right:
+        kinds = " or ".join("a path" if kind is str else "a list of paths" for kind in PATH_KEYS[key])
+        raise fault(where, f"is {value!r} where {kinds} is expected", f"write {kinds}")
+    plain = [_inside(path, datalist) for path in paths]
+    return plain if isinstance(value, list) else plain[0]
 
 
 def _defect(kind: str, settings: dict[str, Any]) -> Defect:

@@ -19,6 +19,7 @@ SMOOTHNESS = 0.1
 #: deviation where the border is clear and where it is ambiguous, as shares of the largest
 CLEAR = 0.25
 CHANCE = 0.35  # of a border's shift that is chance and no style
+SMALLEST = 0.05  # radius of a false structure as a share of the image; the largest is twice as large
 
 
 @dataclass(frozen=True)
@@ -172,13 +173,20 @@ class Raters:
         return result
 
     def _false_structure(self, rng: np.random.Generator) -> np.ndarray:
-        """Signed distance to a ball of a twentieth to a tenth of the image somewhere in the background."""
+        """Signed distance to a ball of a twentieth to a tenth of the image somewhere in the background.
+
+        The image is as large as its shortest axis. A slice, or few thick ones, would make every ball a single voxel:
+        their axis does not count, and the ball is as flat as the image.
+        """
         shape = np.array(self.label.shape)
-        radius = float(rng.uniform(0.05, 0.1)) * shape.min()
+        thin = shape < min(1.0 / SMALLEST, shape.max() / 2)  # the smallest ball would be no voxel wide
+        size = shape[~thin].min()
+        radius = float(rng.uniform(SMALLEST, 2 * SMALLEST)) * size
         free = np.argwhere(self.label == 0)
         centre = free[rng.integers(len(free))] if len(free) else shape // 2
         grid = np.indices(self.label.shape)
-        offset = grid - np.reshape(centre, (-1, *([1] * self.label.ndim)))
+        column = (-1, *([1] * self.label.ndim))
+        offset = (grid - np.reshape(centre, column)) * np.reshape(np.where(thin, size / shape, 1.0), column)
         return np.asarray(radius - np.sqrt((offset**2).sum(axis=0)))
 
 

@@ -603,7 +603,7 @@ def test_equal_voxels_in_another_shape_are_no_copy(dataset: tuple[Path, Content]
 
 def test_a_large_image_is_compared_to_its_end(dataset: tuple[Path, Content], monkeypatch: pytest.MonkeyPatch) -> None:
     """In parts of a few voxels, as one of hundreds of megabytes is."""
-    monkeypatch.setattr("common.data.contract.checks.PART", 7)
+    monkeypatch.setattr("common.data.contract.volumes.PART", 7)
     root, content = dataset
     other = image(0)
     other[-1, -1, -1] += 1

@@ -334,6 +334,18 @@ def test_refused_data_sets(dataset: Path, tmp_path: Path) -> None:
         corrupt(str(dataset), target)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("label", None), ("image", None), ("label", ""), ("image", [3]), ("labels", []), ("scribble", 2)]
+)
+def test_paths_that_are_none_are_refused_as_check_does(dataset: Path, tmp_path: Path, key: str, value: Any) -> None:
+    records = listing(dataset)["training"]
+    change(dataset, training=[records[0], {**records[1], key: value}, *records[2:]])
+    _, faults = read_data(dataset)
+    with pytest.raises(DataError, match=rf"training\[1\]/{key}: is .* where a ") as caught:
+        corrupt(str(dataset), str(tmp_path / "noisy"))
+    assert caught.value.faults[0] in faults
+
+
 def test_nothing_is_overwritten(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "noisy").mkdir()
     (tmp_path / "noisy/mine.txt").write_text("kept")

@@ -64,6 +64,36 @@ def test_what_is_missed_and_added_is_in_the_masks() -> None:
     assert set(np.unique(more)) == {0, 2}, "nothing but the false structure"
 
 
+def false_structures(shape: tuple[int, ...]) -> list[np.ndarray]:
+    """What twenty raters add to an image without structures."""
+    (one,) = sample_raters(np.random.default_rng(3), [0], [1], 7, missed=0.0, added=0.0)
+    empty = np.zeros(shape, np.uint8)
+    return [apply_raters(empty, [one | {"added": [1], "seed": seed}])[0] for seed in range(20)]
+
+
+@pytest.mark.parametrize("shape", [(64, 64, 1), (1, 64, 64), (64, 64, 2), (64, 64, 8)])
+def test_what_is_added_to_slices_is_as_large_as_in_a_2d_image(shape: tuple[int, ...]) -> None:
+    """A disc of a twentieth to a tenth of the image; in few slices it is as flat as the image, not a single voxel."""
+    thin = shape.index(min(shape))
+    for mask in false_structures(shape):
+        slices = np.count_nonzero(mask.any(axis=tuple(axis for axis in range(3) if axis != thin)))
+        plane = np.count_nonzero(mask.any(axis=thin))
+        assert slices == 1 and 9 <= plane <= np.pi * 6.4**2 + 8  # cut by the image's edge, or whole
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (48, 48, 32), (32, 32, 20), (20, 18, 12), (256, 64, 24)])
+def test_what_is_added_elsewhere_is_a_ball_by_the_shortest_axis(shape: tuple[int, ...]) -> None:
+    """Recipes of earlier versions replay to the voxel: the ball is drawn anew here, from the seed."""
+    (one,) = sample_raters(np.random.default_rng(3), [0], [1], 7, missed=0.0, added=0.0)
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        radius = rng.uniform(0.05, 0.1) * min(shape)
+        centre = np.unravel_index(rng.integers(np.prod(shape)), shape)
+        expected = sum((grid - at) ** 2 for grid, at in zip(np.indices(shape), centre, strict=True)) < radius**2
+        (mask,) = apply_raters(np.zeros(shape, np.uint8), [one | {"added": [1], "seed": seed}])
+        np.testing.assert_array_equal(mask > 0, expected)
+
+
 def test_visibility_decides_what_is_missed() -> None:
     def missed(visibility: float) -> float:
         drawn = [
