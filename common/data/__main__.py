@@ -156,10 +156,8 @@ def plan(
     for note in made.notes:
         print(f"Note: {note}.")
     files = f"['{Path(bundles) / bundle / 'configs' / 'train.yaml'}','{made.path}']"
-    given = f"--dataset_dir {shlex.quote(str(dataset_dir))}" + (
-        f" --datalist {datalist}" * (datalist != "dataset.json")
-    )
-    print(f'Next: python -m monai.bundle run training --config_file "{files}" {given}')
+    given = ["--dataset_dir", dataset_dir] + ["--datalist", datalist] * (datalist != "dataset.json")
+    print(f'Next: python -m monai.bundle run training --config_file "{files}" {shlex.join(given)}')
 
 
 def make(output: str, kind: str = "noisy", seed: int = 0) -> None:
@@ -215,7 +213,7 @@ def convert(kind: str, source: str, output: str, **options: str) -> None:
     parameters = inspect.signature(CONVERTERS[kind].convert).parameters
     values = {name: _option_value(typed, parameters[name]) for name, typed in options.items()}
     folder = CONVERTERS[kind].convert(str(source), str(output), **values)
-    print(f"Converted data set in {folder}. Next: python -m common.data check {folder}")
+    print(f"Converted data set in {folder}. Next: python -m common.data check {shlex.quote(str(folder))}")
 
 
 def _option_value(typed: str, option: inspect.Parameter) -> Any:

@@ -265,9 +265,11 @@ def write_task(source: Path) -> Path:
 
 def test_convert_names_the_folder_and_the_next_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_task(tmp_path / "Task99_Tiny")
-    main(["convert", "decathlon", str(source), str(tmp_path / "converted")])
-    assert f"Next: python -m common.data check {tmp_path / 'converted'}" in capsys.readouterr().out
-    assert (tmp_path / "converted" / "dataset.json").is_file()
+    main(["convert", "decathlon", str(source), str(tmp_path / "left atrium")])
+    assert f"Next: python -m common.data check '{tmp_path / 'left atrium'}'" in capsys.readouterr().out, (
+        "as it is typed"
+    )
+    assert (tmp_path / "left atrium" / "dataset.json").is_file()
 
 
 @pytest.mark.parametrize(
