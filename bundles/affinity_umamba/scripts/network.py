@@ -113,6 +113,8 @@ class AffinityUMamba(nn.Module):
             the level's voxels: on a CPU leave out those of more than some 40,000.
         mamba_residual: whether Mamba adds to the feature; else it replaces it, as U-Mamba's does.
         iae_normalise: whether IAE divides by the number of neighbours selected; else the sum as printed.
+        iae_average: whether IAE halves its result: a feature and the mean of like neighbours add up to about twice its
+            scale, level after level.
         pne_sigma: the constant of Eq. 2, in squared units of the image; None: the image's local variance.
         pne_average: whether PNE halves its result, which as printed about doubles logits in even regions.
         dropout: probability to drop a channel, in [0, 1), after the deepest stage and before the output convolutions.
@@ -142,6 +144,7 @@ class AffinityUMamba(nn.Module):
         mamba_levels: Sequence[int] | None = None,
         mamba_residual: bool = True,
         iae_normalise: bool = True,
+        iae_average: bool = False,
         pne_sigma: float | None = None,
         pne_average: bool = False,
         dropout: float = 0.0,
@@ -150,12 +153,13 @@ class AffinityUMamba(nn.Module):
         plan = Plan.of(spatial_dims, filters, strides, kernels)
         levels = range(len(filters) - 1) if mamba_levels is None else mamba_levels
         residual = switch(mamba_residual, "mamba_residual")
-        self.iae, self.iae_normalise = switch(iae, "iae"), switch(iae_normalise, "iae_normalise")
+        self.iae = switch(iae, "iae")
+        gate = Gate(self.iae, switch(iae_normalise, "iae_normalise"), switch(iae_average, "iae_average"))
         self.pne, self.pne_average = switch(pne, "pne"), switch(pne_average, "pne_average")
         self.pne_sigma = pne_sigma
         self.encoder = Encoder(plan, in_channels, (), residual, dropout)
         self.cnn = Decoder(plan, out_channels, (), residual, dropout)
-        self.am = Decoder(plan, out_channels, levels, residual, dropout, self.iae, self.iae_normalise)
+        self.am = Decoder(plan, out_channels, levels, residual, dropout, gate)
         _initialise(self)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
@@ -174,6 +178,14 @@ class AffinityUMamba(nn.Module):
         if self.pne:
             cnn = bilateral_enhancement(cnn, image, sigma=self.pne_sigma, average=self.pne_average)
         return Branches(cnn, am)
+
+
+class Gate(NamedTuple):
+    """IAE in a decoder: whether there is any, divided by the number of neighbours, halved."""
+
+    used: bool
+    normalise: bool = True
+    average: bool = False
 
 
 class Plan(NamedTuple):
@@ -274,13 +286,12 @@ class Decoder(nn.Module):
         mamba_levels: Sequence[int],
         mamba_residual: bool,
         dropout: float,
-        iae: bool = False,
-        iae_normalise: bool = True,
+        gate: Gate = Gate(False),
     ) -> None:
         super().__init__()
         filters, count = plan.filters, len(plan.filters)
         _check_levels("mamba_levels", mamba_levels, count)
-        self.iae, self.iae_normalise = iae, iae_normalise
+        self.iae, self.iae_normalise, self.iae_average = gate
         levels = range(count - 2, -1, -1)  # from the deepest up, the order in which they run
         deep = math.ceil((count - 1) / 2 + 0.5)
         self.up = nn.ModuleList(
@@ -305,6 +316,8 @@ class Decoder(nn.Module):
             if self.iae:
                 assert guides is not None
                 feature = affinity_gate(feature, guides[len(levels)], normalise=self.iae_normalise)
+                if self.iae_average:
+                    feature = feature / 2
             levels.append(feature)
         return levels
 

@@ -80,6 +80,7 @@ NETWORK = (
     StagesSetting("kernels", "whole number", "sides of the convolutions of each stage, odd", least=1, per_axis=True),
     Setting("iae", "switch", "implicit affinity enhancement (Eq. 1)"),
     Setting("iae_normalise", "switch", "divide its sum by the number of neighbours; false: as printed"),
+    Setting("iae_average", "switch", "halve its result; false: as printed"),
     Setting("pne", "switch", "pixel neighbourhood enhancement (Eq. 2)"),
     Setting("pne_sigma", "number", "of Eq. 2, in squared units; null: local variance", above=0, optional=True),
     Setting("pne_average", "switch", "halve its result; false: as printed"),

@@ -96,16 +96,17 @@ def test_anisotropic_strides_and_kernels() -> None:
         network(torch.rand(1, 1, 8, 12, 5))
 
 
-@pytest.mark.parametrize("normalise", [True, False])
-def test_iae_is_steered_by_the_cnn_decoder_at_each_level(normalise: bool) -> None:
+@pytest.mark.parametrize(("normalise", "average"), [(True, False), (False, False), (True, True)])
+def test_iae_is_steered_by_the_cnn_decoder_at_each_level(normalise: bool, average: bool) -> None:
     """The AM decoder's levels one by one: Mamba after the blocks, then the gate with the CNN decoder's feature."""
-    network, x = small(iae_normalise=normalise).eval(), image()
+    network, x = small(iae_normalise=normalise, iae_average=average).eval(), image()
     features = network.encoder(x)
     guides = network.cnn(features)
     feature = features[-1]
     for level, guide in enumerate(guides):
         joined = torch.cat([network.am.up[level](feature), features[-2 - level]], 1)
         feature = affinity_gate(network.am.mamba[level](network.am.blocks[level](joined)), guide, normalise=normalise)
+        feature = feature / 2 if average else feature
     torch.testing.assert_close(network.am.classes(feature), network(x))
     off = small(iae=False).eval()
     off.load_state_dict(network.state_dict())
