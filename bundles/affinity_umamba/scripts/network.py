@@ -286,12 +286,12 @@ class Decoder(nn.Module):
         mamba_levels: Sequence[int],
         mamba_residual: bool,
         dropout: float,
-        gate: Gate = Gate(False),
+        gate: Gate | None = None,
     ) -> None:
         super().__init__()
         filters, count = plan.filters, len(plan.filters)
         _check_levels("mamba_levels", mamba_levels, count)
-        self.iae, self.iae_normalise, self.iae_average = gate
+        self.iae, self.iae_normalise, self.iae_average = gate or Gate(False)
         levels = range(count - 2, -1, -1)  # from the deepest up, the order in which they run
         deep = math.ceil((count - 1) / 2 + 0.5)
         self.up = nn.ModuleList(
