@@ -15,9 +15,10 @@ from common.errors import root_cause
 from common.settings import COMMON, VOLUMES, SettingsError, SettingsTable, switch
 from common.settings.__main__ import table_of
 from common.settings.setting import BadValueError
+from common.settings.table import DECAY
 from tests.bundles.conftest import BUNDLES, ROOT, Bundle
 
-TABLE = SettingsTable(COMMON, VOLUMES)
+TABLE = SettingsTable(COMMON, VOLUMES, (DECAY,))
 
 
 @pytest.mark.parametrize(("given", "meant"), [(True, True), ("true", True), ("False", False), ("false", False)])

@@ -13,6 +13,8 @@ from .setting import Setting
 
 Check = Callable[[Mapping[str, Any]], Iterable[Fault]]
 
+#: of bundles whose learning rate falls in steps
+DECAY = Setting("decay_interval", "number", "share of the training to a tenfold lower learning rate", above=0)
 COMMON = (
     Setting("bundle_root", "path", "folder of the bundle"),
     Setting("ckpt_dir", "path", "folder of the weights"),
@@ -28,7 +30,6 @@ COMMON = (
     Setting("max_epochs", "whole number", "epochs of the training", least=1),
     Setting("epoch_length", "whole number", "iterations of an epoch", least=1),
     Setting("val_interval", "whole number", "epochs from one validation to the next", least=1),
-    Setting("decay_interval", "number", "share of the training to a tenfold lower learning rate", above=0),
     Setting("precision", "word", "number type of convolutions", choices=("auto", "float32", "bfloat16", "float16")),
     Setting("max_gradient_norm", "number", "to which gradients are clipped; null: never", above=0, optional=True),
     Setting("max_skipped_steps", "whole number", "steps with a non-finite loss to leave out", least=0),

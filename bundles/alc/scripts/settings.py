@@ -7,7 +7,7 @@ from typing import Any
 
 from common.errors import Fault
 from common.settings import AUDIT, COMMON, VOLUMES, CheckedSettings, Setting, SettingsTable
-from common.settings.table import batch_not_empty
+from common.settings.table import DECAY, batch_not_empty
 
 
 def _one_pass_selects_nothing(values: Mapping[str, Any]) -> Iterator[Fault]:
@@ -21,6 +21,7 @@ def _one_pass_selects_nothing(values: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 METHOD = (
+    DECAY,
     Setting("clean_per_batch", "whole number", "images with a clean label in a batch", least=0),
     Setting("noisy_per_batch", "whole number", "images with a noisy label in a batch", least=0),
     Setting("dropout", "number", "probability to drop a feature", least=0, below=1),

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn import functional
 
 from common.training.method import LossTerm, MethodOutput, Progress
 
 from .latents import Latent
-from .losses import dice_loss, harden
-from .network import LatentEncoder, ProbabilisticUNet
-from .supervised import Branch, Labelled, RaterMethod, split_latent
+from .losses import dice_loss, harden, pick
+from .network import LatentEncoder, ProbabilisticUNet, crop
+from .supervised import Branch, Labelled, RaterMethod, random_member, split_latent
 
 VIEWS = ("weak", "strong")
 
@@ -37,16 +38,20 @@ class Baseline(RaterMethod):
 
     def learn(self, learner: Learner, name: str, data: Labelled, views: list[torch.Tensor]) -> Lesson:
         """Supervised terms of the labelled images, and features of further views, in one pass of the backbone."""
-        network, images = learner.network, [data.image, *views]
+        lesson = self.encode(learner.network, data.image, *views)
+        if len(data.image) == 0:
+            return lesson._replace(terms={"kl": LossTerm(self.nothing(), 0.0)})
+        posterior = self.encode_set(*data, learner.posterior)
+        branches = {name: Branch(lesson.features[0], learner.network.head)}
+        terms, samples = self.supervise(data, lesson.priors[0], posterior, branches)
+        return lesson._replace(terms=terms, samples=samples)
+
+    def encode(self, network: ProbabilisticUNet, *images: torch.Tensor) -> Lesson:
+        """Features and priors of several sets of images, in one pass of the backbone; no terms yet."""
         sizes = [len(each) for each in images]
         stacked = torch.cat(images)
         features = list(network.decode(network.encode(stacked)).split(sizes))
-        priors = split_latent(Latent(*network.prior(stacked)), sizes)
-        if sizes[0] == 0:
-            return Lesson({"kl": LossTerm(self.nothing(), 0.0)}, torch.empty(0), features, priors)
-        posterior = self.encode_set(*data, learner.posterior)
-        terms, samples = self.supervise(data, priors[0], posterior, {name: Branch(features[0], network.head)})
-        return Lesson(terms, samples, features, priors)
+        return Lesson({}, torch.empty(0), features, split_latent(Latent(*network.prior(stacked)), sizes))
 
     def close(self, batch: dict[str, Any], terms: dict[str, LossTerm], lesson: Lesson) -> MethodOutput:
         """The output for the first learner's lesson: to monitor, the labelled images' answers at the prior's mean."""
@@ -58,10 +63,10 @@ class Baseline(RaterMethod):
 
 
 class SelfTraining(Baseline):
-    """Baselines I and III, and the probabilistic U-Net: the network's own confident answers are pseudo-labels.
+    """Baselines I and III: the network's own confident answers are pseudo-labels.
 
     ``view="weak"`` is Baseline I, self-training (Lee, 2013); ``view="strong"`` Baseline III, consistency between a weak
-    and a strong view (FixMatch, NeurIPS 2020). ``unsupervised=0, bound=0`` is the probabilistic U-Net.
+    and a strong view (FixMatch, NeurIPS 2020). ``unsupervised=0`` leaves the labelled images alone.
 
     Args:
         network: what ships.
@@ -113,6 +118,47 @@ class SelfTraining(Baseline):
         if confident is not None:
             output.monitors["confident"] = confident.float().mean()
         return output
+
+
+class ProbabilisticUNetMethod(Baseline):
+    """The probabilistic U-Net: the posterior sees the one mask that its code is to bring back.
+
+    So a code can tell raters apart, which a posterior of the whole set cannot. The bound of the evidence, cross entropy
+    summed over the pixels plus the divergence, is divided by the number of pixels. Labelled images alone.
+
+    Source: Kohl et al., A Probabilistic U-Net for Segmentation of Ambiguous Images, NeurIPS 2018, Eq. 4, with beta
+    ``supervised_kl``.
+
+    Args:
+        network: what ships.
+        settings: as for :class:`~.supervised.RaterMethod`, of which it uses ``posterior``, ``rater_order``,
+            ``supervised_kl``, ``l2``, ``free_nats`` and ``printed_kl``.
+    """
+
+    def forward(self, batch: dict[str, Any], progress: Progress) -> MethodOutput:
+        """Loss terms of a batch.
+
+        Args:
+            batch: as of :class:`~.method.AmbiSSL`.
+            progress: not used, no weight changes during the training.
+
+        Returns:
+            terms ``kl``, ``seg_network`` (cross entropy, mean over the pixels) and ``l2``.
+        """
+        data = self.labelled(batch)
+        lesson = self.encode(self.network, data.image)
+        terms = {"kl": LossTerm(self.nothing(), 0.0)}
+        if len(data.image) > 0:
+            mask = pick(data.masks, random_member(data.raters))
+            posterior = self.encode_set(data.image, mask[:, None], torch.ones_like(data.raters))
+            code = posterior.sample(self.noise(data.image, 1))
+            logits = crop(self.network.head(lesson.features[0], code), data.image)[:, 0].float()
+            divergence = self.divergence(lesson.priors[0], posterior, "normal")
+            terms = {
+                "kl": LossTerm(divergence, self.supervised_kl / mask[0, 0].numel()),
+                "seg_network": LossTerm(functional.cross_entropy(logits, mask), 1.0),
+            }
+        return self.close(batch, terms, lesson)
 
 
 class CrossPseudoSupervision(Baseline):

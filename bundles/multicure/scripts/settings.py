@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from common.settings import COMMON, VOLUMES, CheckedSettings, Setting, SettingsTable
-from common.settings.table import batch_not_empty
+from common.settings.table import DECAY, batch_not_empty
 
 METHOD = (
+    DECAY,
     Setting("labelled_per_batch", "whole number", "images with a label in a batch", least=0),
     Setting("unlabelled_per_batch", "whole number", "images without a label in a batch", least=0),
     Setting("base_filters", "whole number", "channels at full resolution", least=1),

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bundles.ambissl.scripts.baselines import CrossPseudoSupervision, SelfTraining
+from bundles.ambissl.scripts.baselines import CrossPseudoSupervision, ProbabilisticUNetMethod, SelfTraining
+from bundles.ambissl.scripts.latents import Latent
+from bundles.ambissl.scripts.losses import one_hot
 from bundles.ambissl.scripts.supervised import RaterMethod
 from common.training.method import MethodOutput, Progress
 
@@ -31,6 +33,7 @@ ALL = [
     (SelfTraining, {"threshold": 0.3, "view": "strong"}),
     (SelfTraining, {"unsupervised": 0.0, "bound": 0.0}),
     (CrossPseudoSupervision, {}),
+    (ProbabilisticUNetMethod, {}),
 ]
 
 
@@ -88,6 +91,30 @@ def test_each_network_learns_from_the_other() -> None:
         terms[f"cross_{name}"].value.backward(retain_graph=True)
         assert any(each.grad is not None and bool((each.grad != 0).any()) for each in taught.parameters())
         assert all(each.grad is None or bool((each.grad == 0).all()) for each in other.parameters())
+
+
+def test_the_probabilistic_unets_posterior_sees_the_one_mask_that_is_learnt() -> None:
+    """Kohl et al., Eq. 4: cross entropy over the pixels and the divergence, both divided by the number of pixels."""
+    method = make(ProbabilisticUNetMethod, free_nats=0.0, supervised_kl=2.0).eval()
+    batch = make_batch((3, 4, 0))
+    torch.manual_seed(3)
+    terms = step(method, batch).terms
+    torch.manual_seed(3)
+    image, masks = batch["image"][:2], one_hot(batch["raters"][:2], method.network.out_channels)
+    members = (torch.rand(2) * torch.tensor([3, 4])).long()
+    mask = torch.stack([masks[0, members[0]], masks[1, members[1]]])
+    foreground = mask[:, 1:] - 0.5
+    posterior = Latent(*method.posterior(torch.cat((image, foreground, foreground, foreground), 1)))
+    code = posterior.sample(torch.randn(2, 1, method.network.latent_size))
+    logits = method.network.head(method.network.decode(method.network.encode(image)), code)[:, 0]
+    answer = logits[..., : mask.shape[2], : mask.shape[3]].softmax(1)  # without the padding
+    pixels = mask[0, 0].numel()
+    expected = -sum((m * a.log()).sum().item() for m, a in zip(mask, answer, strict=True)) / (2 * pixels)
+    assert terms["seg_network"].value.item() == pytest.approx(expected, rel=1e-5)
+    prior = Latent(*method.network.prior(image))
+    divergence = method.divergence(prior, posterior, "normal")
+    assert terms["kl"].value.item() == pytest.approx(divergence.item(), rel=1e-5)
+    assert terms["kl"].weight == pytest.approx(2.0 / pixels)
 
 
 @pytest.mark.parametrize("settings", [{"view": "both"}, {"threshold": 1.0}])
