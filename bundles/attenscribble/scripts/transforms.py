@@ -6,12 +6,13 @@ In a batch a scribble is a map of codes: 0 outside the image (what a rotation or
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from monai.transforms import LoadImage, Transform
+from monai.transforms import LoadImage, Resize, Transform
+from torch.nn import functional
 
 from common.data.contract.records import SCRIBBLE_UNLABELLED
 from common.ops.likeliest import likeliest
@@ -65,6 +66,34 @@ class LoadScribbled(Transform):
                 f"{unlabelled} for unlabelled. Correct the file, num_classes or scribble_unlabelled_value."
             )
         return {**data, self.name: codes.to(torch.uint8)}
+
+
+class ResizeScribbled(Transform):
+    """Resize a map of codes (1, H, W, D); a stroke thinner than the new pixels stays.
+
+    The code of a new pixel is that at its centre or, where nothing is drawn there, what is drawn most in the pixel.
+
+    Args:
+        spatial_size: of the result; -1: as it is.
+        name: of the item.
+    """
+
+    def __init__(self, spatial_size: Sequence[int], name: str = "scribble") -> None:
+        self.size, self.name = list(spatial_size), name
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Resize the map."""
+        codes = data[self.name]
+        size = [old if new == -1 else new for old, new in zip(codes.shape[1:], self.size, strict=True)]
+        resized = Resize(size, mode="nearest-exact")(codes).to(codes.dtype)
+        if any(new < old for old, new in zip(codes.shape[1:], size, strict=True)):
+            undrawn, most = resized == UNLABELLED, torch.zeros(resized.shape)
+            values = torch.as_tensor(codes)
+            for code in (int(code) for code in values.unique() if code >= FIRST_CLASS):
+                share = functional.interpolate((values == code)[None].float(), size, mode="area")[0]
+                resized[undrawn & (share > most)] = code
+                most = torch.maximum(most, share)
+        return {**data, self.name: resized}
 
 
 class LabelledOnlyd(Transform):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 
-from bundles.attenscribble.scripts.transforms import LabelledOnlyd, LoadScribbled
+from bundles.attenscribble.scripts.transforms import LabelledOnlyd, LoadScribbled, ResizeScribbled
 
 
 def write(folder: Path, name: str, values: list[int]) -> str:
@@ -72,3 +74,45 @@ def test_only_what_is_labelled_is_compared() -> None:
     found = LabelledOnlyd()({"pred": logits, "label": label})
     assert found["pred"].flatten().tolist() == [1, 0, 0, 0]
     assert found["label"].flatten().tolist() == [1, 2, 0, 0]
+
+
+def resized(codes: torch.Tensor, *size: int) -> torch.Tensor:
+    found: torch.Tensor = ResizeScribbled((*size, -1))({"scribble": MetaTensor(codes)})["scribble"]
+    assert found.dtype == torch.uint8
+    return torch.as_tensor(found)
+
+
+@pytest.mark.parametrize(("old", "new"), [(216, 128), (256, 48), (96, 64), (50, 17)])
+def test_a_line_of_one_pixel_stays_where_it_is(old: int, new: int) -> None:
+    """Wherever it lies: every new pixel that it passes through is marked, and no other."""
+    for place in range(old):
+        codes = torch.ones((1, old, old, 2), dtype=torch.uint8)
+        codes[0, place, 5:-5] = 3
+        found = resized(codes, new, new)
+        assert found.shape == (1, new, new, 2) and set(found.unique().tolist()) == {1, 3}
+        rows = (found[0, :, new // 2, 0] == 3).nonzero()[:, 0].tolist()
+        low, high = place * new / old, (place + 1) * new / old
+        assert rows == list(range(int(low), math.ceil(high - 1e-9)))
+
+
+def test_labels_stay_in_their_place() -> None:
+    """Half a pixel's shift, as of pixels counted from their corners, would show in a disc's centre."""
+    axis = torch.arange(216) + 0.5
+    disc = ((axis[:, None] - 100) ** 2 + (axis - 120) ** 2 < 40**2).to(torch.uint8) + 2
+    found = resized(disc[None, ..., None].expand(1, -1, -1, 2).contiguous(), 128, 128)[0, ..., 0] == 3
+    centre = (found.nonzero().float().mean(0) + 0.5) * 216 / 128
+    torch.testing.assert_close(centre, torch.tensor([100.0, 120.0]), atol=0.1, rtol=0)
+
+
+def test_what_is_drawn_most_in_a_pixel_counts_and_its_centre_before_all() -> None:
+    codes = torch.ones((1, 6, 6, 1), dtype=torch.uint8)
+    codes[0, :3, 0] = 2
+    codes[0, 0, 1:3] = 4  # three of class 0 and two of class 2 in the first new pixel, whose centre is not drawn
+    codes[0, 4, 4], codes[0, 3, 3:] = 3, 4  # one pixel at the centre of the last one, three beside it
+    assert resized(codes, 2, 2)[0, ..., 0].tolist() == [[2, 1], [1, 3]]
+
+
+def test_larger_maps_are_not_drawn_thicker() -> None:
+    codes = torch.ones((1, 4, 4, 1), dtype=torch.uint8)
+    codes[0, 1] = 2
+    assert resized(codes, 8, 8)[0, :, 0, 0].tolist() == [1, 1, 2, 2, 1, 1, 1, 1]
