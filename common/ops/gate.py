@@ -32,8 +32,8 @@ def affinity_gate(
         features: (B, C, H, W[, D]), of the state-space decoder.
         guide: the same shape, of the CNN decoder; no gradient flows to it.
         radius: of the window, in voxels.
-        normalise: divide the sum by the number selected, which keeps the scale; False: the sum as printed, which grows
-            features about 14 times in 3D.
+        normalise: divide the sum by the number selected, so that features grow about twofold; False: the sum as
+            printed, which grows them about 14 times in 3D.
         plain: by ordinary operations that autograd records; taken by itself where PyTorch traces, scripts, exports or
             compiles.
 
