@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from common.errors import root_cause
 from common.settings import COMMON, VOLUMES, SettingsError, SettingsTable, switch
@@ -55,10 +56,14 @@ def test_other_words_are_refused(given: Any) -> None:
         ("learning_rate", float("nan"), r"learning_rate: is nan, which is no finite number"),
         ("weight_decay", float("inf"), r"weight_decay: is inf, which is no finite number"),
         ("learning_rate", None, r"learning_rate: is null"),
+        ("learning_rate", "null", r"learning_rate: is null. Fix: give a number above 0"),
+        ("ckpt_dir", "None", r"ckpt_dir: is null. Fix: give a path"),
+        ("precision", "none", r"precision: is null"),
         ("precision", "half", r"precision: is 'half'. Fix: give auto, float32, bfloat16 or float16"),
         ("resume", "yes", r"resume: is 'yes'. Fix: give true or false"),
         ("ckpt_dir", True, r"ckpt_dir: is True, which is no path"),
         ("device", "gpu", r"device: is 'gpu', which is no device"),
+        ("device", "cuda:99", r"device: is 'cuda:99', and CUDA devices that torch finds here: .*Fix: give cpu"),
     ],
 )
 def test_a_bad_value_is_refused(name: str, value: Any, message: str) -> None:
@@ -78,11 +83,29 @@ def test_a_bad_value_is_refused(name: str, value: Any, message: str) -> None:
         ("resume", "true", True),
         ("epoch_length", 2.0, 2),
         ("max_gradient_norm", None, None),
+        ("max_gradient_norm", "null", None),
+        ("dataset_dir", "NULL", None),
+        ("dataset_dir", "None", None),
+        ("dataset_dir", "./null", "./null"),
     ],
 )
 def test_a_good_value_gets_its_type(name: str, value: Any, meant: Any) -> None:
     checked = TABLE[name].check(value)
     assert checked == meant and type(checked) is type(meant)
+
+
+@pytest.mark.parametrize(("count", "device", "fix"), [(0, "cuda", "cpu"), (2, "cuda:2", "cpu or cuda:0 or cuda:1")])
+def test_a_device_that_is_not_there_is_refused(
+    count: int, device: str, fix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    message = f"device: is '{device}', and CUDA devices that torch finds here: {count}. Fix: give {fix}."
+    for given in (device, torch.device(device)):
+        with pytest.raises(BadValueError) as caught:
+            TABLE["device"].check(given)
+        assert str(caught.value) == message
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert TABLE["device"].check(device) == device
 
 
 @pytest.mark.parametrize("name", BUNDLES)
@@ -130,6 +153,15 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ({"patch_size": [20, 20, 20]}, r"patch_size: holds 20"),
     ({"attentive_weight": 0.1, "attention_level": "$None"}, r"attention_level: is null"),
     ({"threshold": 2}, r"threshold: is 2"),
+    ({"max_epochs": None}, r"max_epochs: is null"),
+    ({"output_dir": "null"}, r"output_dir: is null"),
+    ({"learning_rat": None}, r"learning_rat: there is no such setting"),
+    ({"flip_prob": 2}, r"flip_prob: is 2"),
+    ({"kernels": [2, 3, 3, 3]}, r"kernels: holds 2, .*Fix: give odd numbers"),
+    ({"strides": [2, 2, 2, 1]}, r"strides: begins with 2, .*Fix: begin with 1"),
+    ({"mamba_levels": [7]}, r"mamba_levels: holds 7, .*the levels 0 to 2"),
+    ({"clean_per_batch": 1, "noisy_per_batch": 0}, r"patch_size, clean_per_batch, noisy_per_batch: a single patch"),
+    ({"labelled_per_batch": 1, "unlabelled_per_batch": 0}, r"labelled_per_batch, unlabelled_per_batch: a batch is"),
 ]
 
 
@@ -190,6 +222,25 @@ def test_an_evaluation_does_not_move_its_run_away(name: str, tmp_path: Path) -> 
         cause = root_cause(caught.value)
         assert isinstance(cause, SettingsError) and "results_dir: is" in str(cause) and "output_dir" in str(cause)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_null_is_given_as_a_word_at_the_command_line(tmp_path: Path) -> None:
+    """Real processes, because the command line gives None of the one word and text of the other."""
+    show = tmp_path / "show.yaml"
+    show.write_text("training: [$@settings, \"$print('got', @max_gradient_norm, @data._arguments['datalist'])\"]\n")
+    words = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file"]
+    words += [f"['bundles/affinity_umamba/configs/train.yaml','{show}']"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for typed, last in {
+        ("--max_gradient_norm", "None", "--datalist", "null"): "got None None",
+        ("--max_gradient_norm=null", "--datalist=None"): "got None None",
+        ("--max_gradient_norm", "5", "--datalist", "null.json"): "got 5 null.json",
+        ("--seed", "None"): "seed: is null. Fix: give a whole number at least 0.",
+        ("--output_dir", "None"): "output_dir: is null. Fix: give a path.",
+        ("--learning_rat", "None"): "learning_rat: there is no such setting. Fix: did you mean learning_rate.",
+    }.items():
+        done = subprocess.run([*words, *typed], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert last in done.stdout.splitlines() + done.stderr.splitlines(), (typed, done.stderr)
 
 
 def test_paths_of_digits_and_short_errors_at_the_command_line(tmp_path: Path) -> None:

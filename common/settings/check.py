@@ -9,7 +9,8 @@ What is checked is the merged config, with its expressions evaluated, and what w
 component, so they are taken from the calls that lead here: :class:`~monai.bundle.ConfigParser`'s, which holds the
 config, and :func:`monai.bundle.run`'s, whose arguments are what was typed, on a command line or in Python (where the
 config is run otherwise, nothing was typed). The values in their right types replace those of the parser, so that
-``--dataset_dir 2024``, a number to the command line, is a path to all that refer to it.
+``--dataset_dir 2024``, a number to the command line, is a path to all that refer to it, and ``--datalist None``, which
+MONAI leaves out, is null.
 """
 
 from __future__ import annotations
@@ -63,8 +64,12 @@ class CheckedSettings(dict[str, Any]):
         if misplaced := [*_misplaced(parser, arguments)]:
             raise SettingsError(misplaced, "the config files")
         self._table, self._parser = table, parser
+        self._nulls = {name for name, value in arguments.items() if value is None}
         faults = [*_strange_keys(table, parser, arguments), *self._plain(), *self._evaluated()]
-        faults += [] if faults else [fault for check in table.checks for fault in check(self)]
+        # what an overlay made useless, such as another network's stages, may be as it is
+        references = _references(parser.get())
+        used = {name: value for name, value in self.items() if name in references}
+        faults += [] if faults else [fault for check in table.checks for fault in check(used)]
         if faults:
             raise SettingsError(faults, "the settings")
         trains = "train" in parser and "train#trainer" in json.dumps(parser.get(run_id), default=str).replace("::", "#")
@@ -73,7 +78,8 @@ class CheckedSettings(dict[str, Any]):
 
     def _plain(self) -> Iterator[Fault]:
         for name in self._names(expressions=False):
-            value = _as_typed(name, self._parser[name]) if self._table[name].kind == "path" else self._parser[name]
+            value = self._given(name)
+            value = _as_typed(name, value) if self._table[name].kind == "path" else value
             yield from self._check(name, value)
 
     def _evaluated(self) -> Iterator[Fault]:
@@ -90,7 +96,10 @@ class CheckedSettings(dict[str, Any]):
 
     def _names(self, expressions: bool) -> list[str]:
         present = [setting.name for setting in self._table if setting.name in self._parser]
-        return [name for name in present if _is_evaluated(self._parser[name]) == expressions]
+        return [name for name in present if _is_evaluated(self._given(name)) == expressions]
+
+    def _given(self, name: str) -> Any:
+        return None if name in self._nulls else self._parser[name]
 
     def _check(self, name: str, value: Any) -> Iterator[Fault]:
         try:
@@ -109,7 +118,10 @@ def _what_runs(frame: FrameType | None) -> tuple[ConfigParser, str, dict[str, An
             parser = frame.f_locals["self"]
         if parser is not None and frame.f_code is bundle_run.__code__:
             given = {name: frame.f_locals[name] for name in ("args_file", "config_file", "run_id")}
-            arguments = update_kwargs(given.pop("args_file"), **given, **frame.f_locals["override"])
+            override = frame.f_locals["override"]
+            arguments = update_kwargs(given.pop("args_file"), **given, **override)
+            # these it leaves out, and says nothing
+            arguments |= {name: None for name in override if override[name] is None and not SEPARATORS.search(name)}
             return parser, str(arguments.get("run_id", "run")), arguments
         frame = frame.f_back
     if parser is None:

@@ -28,19 +28,15 @@ class ListSetting(Setting):
         words = f"{self.kind}, or list of {self.kind}s" if self.single else f"list of {self.kind}s"
         return f"{words} or null" if self.optional else words
 
-    def check(self, value: Any) -> Any:
-        """The value as a list of items in their type, or as one item where that was given.
-
-        Raises:
-            BadValueError: when it is no such list, or holds an item twice.
-        """
+    def _typed(self, value: Any) -> Any:
+        """The value as a list of items in their type, or as one item where that was given."""
         if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
             try:
                 value = yaml.safe_load(value)
             except yaml.YAMLError:
                 raise self._fault(f"is {value!r}, which is no list") from None
-        if value is None or (self.single and not isinstance(value, (list, tuple))):
-            return super().check(value)
+        if self.single and not isinstance(value, (list, tuple)):
+            return super()._typed(value)
         if not isinstance(value, (list, tuple)):
             raise self._fault(f"is {value!r}, which is no list")
         items = [self._item(item, "holds") for item in value]

@@ -13,6 +13,7 @@ import torch
 from ..errors import Fault
 
 Kind = Literal["whole number", "number", "switch", "word", "path", "device"]
+NULL = ("null", "none")  # words for it, in any case
 
 
 def switch(value: bool | str, name: str) -> bool:
@@ -102,13 +103,19 @@ class Setting:
     def check(self, value: Any) -> Any:
         """The value in the type that it is meant to have: a path of digits is text, the word "false" is no.
 
+        A command line gives null as the word, which would be taken for a path.
+
         Raises:
             BadValueError: when the value is none that the setting may have.
         """
-        if value is None:
+        if value is None or (isinstance(value, str) and value.lower() in NULL):
             if self.optional:
                 return None
             raise self._fault("is null")
+        return self._typed(value)
+
+    def _typed(self, value: Any) -> Any:
+        """The value, which is not null, in its type."""
         if self.items is None or (self.single and not _is_list(value)):
             return self._item(value, "is")
         if not _is_list(value):
@@ -156,9 +163,12 @@ class Setting:
 
     def _device(self, value: Any) -> Any:
         try:
-            torch.device(value)
+            device = torch.device(value)
         except (RuntimeError, TypeError) as error:
             raise self._fault(f"is {_shown(value)}, which is no device") from error
+        if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+            what = f"is {str(device)!r}, and CUDA devices that torch finds here: {count}"
+            raise BadValueError(Fault(self.name, what, "give " + " or ".join(["cpu", *_cuda_devices(count)])))
         return value
 
     def _fault(self, what: str) -> BadValueError:
@@ -199,6 +209,11 @@ def _is_list(value: Any) -> bool:
 
 def _listed(choices: Sequence[str]) -> str:
     return ", ".join(choices[:-1]) + " or " + choices[-1] if len(choices) > 1 else "".join(choices)
+
+
+def _cuda_devices(count: int) -> list[str]:
+    """The first and the last."""
+    return [f"cuda:{index}" for index in sorted({0, count - 1}) if count > 0]
 
 
 def _looks_like_number(value: Any) -> bool:

@@ -15,6 +15,11 @@ Check = Callable[[Mapping[str, Any]], Iterable[Fault]]
 
 #: of bundles whose learning rate falls in steps
 DECAY = Setting("decay_interval", "number", "share of the training to a tenfold lower learning rate", above=0)
+#: of bundles whose patches are turned and flipped by chance
+RIGHT_ANGLES = (
+    Setting("flip_prob", "number", "probability of a flip along each of the first two axes", least=0, most=1),
+    Setting("rotate90_prob", "number", "probability of turns by 90 degrees", least=0, most=1),
+)
 COMMON = (
     Setting("bundle_root", "path", "folder of the bundle"),
     Setting("ckpt_dir", "path", "folder of the weights"),
@@ -48,13 +53,21 @@ COMMON = (
     Setting("results_dir", "path", "folder of an evaluation's results"),
 )
 
+SMALLEST = 16  # side of a patch: a V-Net halves its input four times
 VOLUMES = (
     ListSetting(
         "mirror_axes", "whole number", "axes along which answers to mirror images are averaged", least=0, most=2
     ),
     Setting("spacing", "number", "to which images are resampled", unit="mm", above=0, items=3),
-    # a V-Net halves its input four times
-    Setting("patch_size", "whole number", "of training and windows", unit="voxels", above=0, multiple_of=16, items=3),
+    Setting(
+        "patch_size",
+        "whole number",
+        "of training and windows",
+        unit="voxels",
+        above=0,
+        multiple_of=SMALLEST,
+        items=3,
+    ),
     Setting("overlap", "number", "of windows along each axis", least=0, below=1, items=3, single=True),
 )
 
@@ -137,3 +150,17 @@ def batch_not_empty(first: str, second: str) -> Check:
             )
 
     return check
+
+
+def lone_voxel(values: Mapping[str, Any], *streams: str) -> Iterator[Fault]:
+    """A fault where a V-Net would see a single patch and halve it to one voxel: batch normalisation takes two values.
+
+    Args:
+        values: of the settings.
+        streams: settings that say how many images of a batch it sees at once.
+    """
+    if not {"patch_size", *streams} <= values.keys() or max(values["patch_size"]) > SMALLEST:
+        return
+    if sum(values[name] for name in streams) == 1:
+        what = f"a single patch of {SMALLEST} voxels a side becomes one voxel, which batch normalisation cannot take"
+        yield Fault(f"patch_size, {', '.join(streams)}", what, f"give 2 images or more, or one side above {SMALLEST}")

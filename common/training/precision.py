@@ -61,9 +61,9 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
         return torch.bfloat16 if device.type == "cpu" and cpu_has_bfloat16() else torch.float32
     if precision not in PRECISIONS:
-        raise ValueError(f"precision: {precision!r} is unknown. Choose auto, {', '.join(PRECISIONS)}.")
+        raise ValueError(f"precision: {precision!r} is unknown. Fix: give auto, {', '.join(PRECISIONS)}.")
     if precision == "float16" and device.type != "cuda":
-        raise ValueError("precision: float16 needs CUDA. Choose auto, bfloat16 or float32.")
+        raise ValueError("precision: float16 needs CUDA. Fix: give auto, bfloat16 or float32.")
     return PRECISIONS[precision]
 
 

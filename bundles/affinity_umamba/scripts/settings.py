@@ -10,6 +10,7 @@ from typing import Any
 from common.errors import Fault
 from common.settings import AUDIT, COMMON, VOLUMES, CheckedSettings, Setting, SettingsTable
 from common.settings.setting import BadValueError
+from common.settings.table import RIGHT_ANGLES
 
 from .audit import SUSPICIONS
 from .losses import AFFINITY_CENTRES, SURER_CNN
@@ -30,12 +31,8 @@ class StagesSetting(Setting):
         """The type, in words."""
         return "list of whole numbers" + (" or of 3 each" if self.per_axis else "")
 
-    def check(self, value: Any) -> Any:
-        """The value as lists of whole numbers.
-
-        Raises:
-            BadValueError: when it is no such list.
-        """
+    def _typed(self, value: Any) -> Any:
+        """The value as lists of whole numbers."""
         if not isinstance(value, (list, tuple)) or not value:
             what = f"is {value!r}, which is no list of whole numbers"
             raise BadValueError(Fault(self.name, what, "give one for each stage, as in [1, 2, 2]"))
@@ -56,6 +53,26 @@ def _stages_match(values: Mapping[str, Any]) -> Iterator[Fault]:
             yield Fault(name, what, "give one for each stage")
 
 
+def _stages_can_be_built(values: Mapping[str, Any]) -> Iterator[Fault]:
+    strides, kernels = values.get("strides", [1]), values.get("kernels", [])
+    if max(_axes(strides[0])) > 1:
+        yield Fault("strides", f"begins with {strides[0]}, and the first stage is at full resolution", "begin with 1")
+    if even := [kernel for kernel in kernels if any(side % 2 == 0 for side in _axes(kernel))]:
+        yield Fault("kernels", f"holds {even[0]}, and an even side has no middle", "give odd numbers")
+    if "filters" not in values:
+        return
+    levels = len(values["filters"]) - 1
+    if levels < 1:
+        yield Fault("filters", "has 1 item, and a decoder needs 2 stages", "give 2 or more")
+    elif beyond := [level for level in values.get("mamba_levels", []) if level >= levels]:
+        what = f"holds {beyond[0]}, and a decoder of {levels + 1} stages has the levels 0 to {levels - 1}"
+        yield Fault("mamba_levels", what, "give some of these")
+
+
+def _axes(size: Any) -> list[int]:
+    return [size] if isinstance(size, int) else size
+
+
 def _patch_fits_strides(values: Mapping[str, Any]) -> Iterator[Fault]:
     if not {"patch_size", "strides"} <= values.keys():
         return
@@ -70,8 +87,7 @@ PATCHES = (
     Setting("patch_size", "whole number", "of training and windows", unit="voxels", above=0, items=3),
     Setting("batch_size", "whole number", "patches in a batch", least=1),
     Setting("foreground", "number", "share of the patches around a labelled voxel", least=0, most=1),
-    Setting("flip_prob", "number", "probability of a flip along each of the first two axes", least=0, most=1),
-    Setting("rotate90_prob", "number", "probability of turns by 90 degrees", least=0, most=1),
+    *RIGHT_ANGLES,
     Setting("momentum", "number", "of the optimiser", least=0, below=1),
 )
 NETWORK = (
@@ -102,7 +118,14 @@ METHOD = (
 )
 SUSPICION = (Setting("suspicion", "word", "what the audit suspects labels by", choices=SUSPICIONS),)
 SETTINGS = SettingsTable(
-    COMMON, VOLUMES, PATCHES, NETWORK, METHOD, AUDIT, SUSPICION, checks=(_stages_match, _patch_fits_strides)
+    COMMON,
+    VOLUMES,
+    PATCHES,
+    NETWORK,
+    METHOD,
+    AUDIT,
+    SUSPICION,
+    checks=(_stages_match, _stages_can_be_built, _patch_fits_strides),
 )
 
 

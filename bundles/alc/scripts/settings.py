@@ -7,7 +7,7 @@ from typing import Any
 
 from common.errors import Fault
 from common.settings import AUDIT, COMMON, VOLUMES, CheckedSettings, Setting, SettingsTable
-from common.settings.table import DECAY, batch_not_empty
+from common.settings.table import DECAY, RIGHT_ANGLES, batch_not_empty, lone_voxel
 
 
 def _one_pass_selects_nothing(values: Mapping[str, Any]) -> Iterator[Fault]:
@@ -20,8 +20,16 @@ def _one_pass_selects_nothing(values: Mapping[str, Any]) -> Iterator[Fault]:
         yield Fault("passes", what, "give passes 2 or more, or selected_fraction 0 or 1")
 
 
+def _batches_can_be_normalised(values: Mapping[str, Any]) -> Iterator[Fault]:
+    faults = [*lone_voxel(values, "clean_per_batch", "noisy_per_batch")]
+    if not faults and values.get("ramp_scale", 0.0) > 0.0:
+        faults += lone_voxel(values, "noisy_per_batch")  # which the teacher sees alone
+    yield from faults
+
+
 METHOD = (
     DECAY,
+    *RIGHT_ANGLES,
     Setting("clean_per_batch", "whole number", "images with a clean label in a batch", least=0),
     Setting("noisy_per_batch", "whole number", "images with a noisy label in a batch", least=0),
     Setting("dropout", "number", "probability to drop a feature", least=0, below=1),
@@ -43,7 +51,11 @@ SETTINGS = SettingsTable(
     VOLUMES,
     METHOD,
     AUDIT,
-    checks=(batch_not_empty("clean_per_batch", "noisy_per_batch"), _one_pass_selects_nothing),
+    checks=(
+        batch_not_empty("clean_per_batch", "noisy_per_batch"),
+        _batches_can_be_normalised,
+        _one_pass_selects_nothing,
+    ),
 )
 
 

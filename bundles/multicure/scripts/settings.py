@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from common.errors import Fault
 from common.settings import COMMON, VOLUMES, CheckedSettings, Setting, SettingsTable
-from common.settings.table import DECAY, batch_not_empty
+from common.settings.table import DECAY, RIGHT_ANGLES, batch_not_empty, lone_voxel
+
+
+def _batches_can_be_normalised(values: Mapping[str, Any]) -> Iterator[Fault]:
+    streams = ("labelled_per_batch", "unlabelled_per_batch")
+    faults = [*lone_voxel(values, *streams)]
+    if values.get("multicure") and sum(values.get(name, 0) for name in streams) == 1:
+        what = "a batch is a single image, and the MultiCURE module's attention is normalised over images"
+        faults = [Fault(", ".join(streams), what, "give 2 images or more, or multicure false")]
+    elif not faults and "ema_decay" in values:
+        faults += lone_voxel(values, "unlabelled_per_batch")  # which mean_teacher.yaml's teacher sees alone
+    yield from faults
+
 
 METHOD = (
     DECAY,
+    *RIGHT_ANGLES,
     Setting("labelled_per_batch", "whole number", "images with a label in a batch", least=0),
     Setting("unlabelled_per_batch", "whole number", "images without a label in a batch", least=0),
     Setting("base_filters", "whole number", "channels at full resolution", least=1),
@@ -42,7 +59,7 @@ SETTINGS = SettingsTable(
     VOLUMES,
     METHOD,
     MEAN_TEACHER,
-    checks=(batch_not_empty("labelled_per_batch", "unlabelled_per_batch"),),
+    checks=(batch_not_empty("labelled_per_batch", "unlabelled_per_batch"), _batches_can_be_normalised),
 )
 
 

@@ -109,7 +109,9 @@ class LazyData:
         Raises:
             DataError: with every fault of the data set.
         """
-        if self._arguments.get("dataset_dir") is None and training is not self.__dict__.get("_training"):
+        # told by their images, as an overlay may have made new records of them
+        own = _images(self.__dict__.get("_training", []))
+        if self._arguments.get("dataset_dir") is None and not (own and _images(training) <= own):
             logger.warning("The training's records came from elsewhere, without any to validate with: none validates.")
             return []
         return list(self.section("validation", *kinds))
@@ -120,6 +122,10 @@ class LazyData:
         if "_data" not in self.__dict__:
             self._data = open_data(**self._arguments)
         return getattr(self.__dict__["_data"], name)
+
+
+def _images(records: Sequence[dict[str, Any]]) -> set[str]:
+    return {str(record.get("image")) for record in records}
 
 
 def _open_phantom(kind: str, phantom_dir: Path) -> Path:

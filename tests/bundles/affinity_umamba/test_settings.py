@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bundles.affinity_umamba.scripts.settings import SETTINGS
+from common.errors import root_cause
+from common.settings import SettingsError
 from common.settings.setting import BadValueError
+from tests.bundles.conftest import Bundle
 
 
 @pytest.mark.parametrize(
@@ -39,6 +44,37 @@ def test_settings_that_do_not_go_together() -> None:
     (odd,) = faults(good | {"patch_size": [16, 17, 5]})
     assert "patch_size: holds 17 along axis 1, no multiple of 2" in odd
     assert faults({"patch_size": [16, 16, 16]}) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"strides": [2, 2, 2]},
+            "strides: begins with 2, and the first stage is at full resolution. Fix: begin with 1",
+        ),
+        ({"strides": [[1, 1, 2], 2, 2]}, r"strides: begins with \[1, 1, 2\]"),
+        ({"kernels": [3, 2, 3]}, "kernels: holds 2, and an even side has no middle. Fix: give odd numbers"),
+        ({"kernels": [3, 3, [3, 3, 2]]}, r"kernels: holds \[3, 3, 2\]"),
+        ({"mamba_levels": [0, 2]}, "mamba_levels: holds 2, and a decoder of 3 stages has the levels 0 to 1. Fix: "),
+        ({"filters": [4], "strides": [1], "kernels": [3]}, "filters: has 1 item, and a decoder needs 2 stages. Fix: "),
+    ],
+)
+def test_stages_that_no_network_can_have(changes: dict[str, Any], message: str) -> None:
+    good = {"filters": [4, 8, 8], "strides": [[1, 1, 1], 2, 2], "kernels": [3, 3, [3, 3, 1]], "mamba_levels": [0, 1]}
+    assert faults(good) == []
+    (fault,) = faults(good | changes)
+    assert re.match(message, fault)
+
+
+def test_levels_that_another_network_does_not_use_may_be_any(tmp_path: Path) -> None:
+    bundle = Bundle("affinity_umamba", tmp_path)
+    few: dict[str, Any] = {"filters": [4, 8], "strides": [1, 2], "kernels": [3, 3], "mamba_levels": [0, 1, 2]}
+    last = {"training": ["$@settings", "$1 / 0"]}  # it ends where the settings are right
+    for names, cause in ((("train", "unet"), ZeroDivisionError), (("train",), SettingsError)):
+        with pytest.raises(Exception) as caught:  # noqa: PT011, B017 - MONAI wraps it
+            bundle.run("training", *names, **bundle.tiny(*names), **few, **last)
+        assert isinstance(root_cause(caught.value), cause)
 
 
 def faults(values: dict[str, Any]) -> list[str]:

@@ -150,6 +150,17 @@ def test_foreign_records_are_validated_on_a_data_set_that_was_given_and_never_on
     assert not (tmp_path / "phantom").exists()
 
 
+def test_new_records_of_the_phantom_are_validated_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = make_phantom(tmp_path / "data", cases={"training": 2, "validation": 1}, shape=(16, 16, 16))
+    monkeypatch.setattr("common.data.contract.open._open_phantom", lambda kind, folder: dataset)
+    data = LazyData()
+    own = data.training_records(["validation"])
+    changed = [{**record, "label_quality": "clean"} for record in own]
+    for records in (own, changed, changed[:1]):
+        assert data.validation_records(records) == data.section("validation") != []
+    assert data.validation_records([*own, {"image": "elsewhere.nii.gz"}]) == []
+
+
 def test_scribble_records_know_the_value_for_unlabelled(tmp_path: Path) -> None:
     records = [{"image": "image0.nii.gz", "scribble": "label0.nii.gz"}, {"image": "image1.nii.gz"}]
     write_dataset(tmp_path, training=records, scribble_unlabelled_value=9)
