@@ -134,18 +134,33 @@ def current_run() -> dict[str, Any]:
 
 def how_to_go_on() -> str:
     """One line for who stopped this program: the command that goes on with it."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        command = "the torchrun command"  # this process knows only the worker's
-    else:
-        command = shlex.join(["python", *sys.orig_argv[1:]])
+    torchrun = "TORCHELASTIC_RUN_ID" in os.environ  # this process knows only the worker's command
+    command = "the torchrun command" if torchrun else shlex.join(["python", *sys.orig_argv[1:]])
     if _RUN["ckpt_dir"] is None:
         return f"Stopped. To start again: {command}"
     last = Path(_RUN["ckpt_dir"]) / RESUME_FILE
-    resumed = "--resume" in sys.argv
+    resumed = _RUN["settings"].get("resume", False)
     # an older checkpoint is of an earlier run, unless this one resumes it
     if not last.is_file() or not (resumed or last.stat().st_mtime >= _RUN["start"]):
         return f"Stopped before the first checkpoint. To start again: {command}"
-    return f"Stopped. To resume: {command}" + ("" if resumed else " --resume true")
+    if not resumed:
+        command = command if torchrun else shlex.join(["python", *_without_resume(sys.orig_argv[1:])])
+        command += " --resume true"
+    return f"Stopped. To resume: {command}"
+
+
+def _without_resume(words: Sequence[str]) -> list[str]:
+    """The words of a command without ``--resume false`` or ``--resume=false``."""
+    kept: list[str] = []
+    value = False  # whether a word may be that of the flag before it
+    for word in words:
+        if value and not word.startswith("--"):
+            value = False
+            continue
+        value = word == "--resume"
+        if not value and not word.startswith("--resume="):
+            kept.append(word)
+    return kept
 
 
 def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -83,6 +84,41 @@ def test_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "before the first checkpoint" in how_to_go_on()
     (tmp_path / "last.ckpt").touch()
     assert how_to_go_on() == f"Stopped. To resume: {typed} --resume true"
+    remember_run(None)
+
+
+@pytest.mark.parametrize(
+    ("typed", "settings", "printed"),
+    [
+        ("--resume false --seed 1", {"resume": False}, "--seed 1 --resume true"),
+        ("--resume=False --seed 1", {"resume": False}, "--seed 1 --resume true"),
+        ("--resume=true", {"resume": True}, "--resume=true"),
+        ("--seed 1", {"resume": True}, "--seed 1"),  # a config file says so
+    ],
+)
+def test_how_to_go_on_asks_the_settings(
+    typed: str, settings: dict[str, Any], printed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["python", "train.py", *typed.split()]
+    monkeypatch.setattr(sys, "orig_argv", words)
+    monkeypatch.setattr(sys, "argv", words[1:])
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    remember_run(str(tmp_path), settings)
+    (tmp_path / "last.ckpt").touch()
+    if settings["resume"]:
+        os.utime(tmp_path / "last.ckpt", (1, 1))  # of the run that this one goes on with
+    assert how_to_go_on() == f"Stopped. To resume: python train.py {printed}"
+    remember_run(None)
+
+
+def test_an_earlier_runs_checkpoint_is_not_resumed_by_resume_false(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--resume", "false"])
+    remember_run(str(tmp_path), {"resume": False})
+    (tmp_path / "last.ckpt").touch()
+    os.utime(tmp_path / "last.ckpt", (1, 1))
+    assert how_to_go_on().startswith("Stopped before the first checkpoint.")
     remember_run(None)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import sys
 from copy import deepcopy
@@ -15,12 +14,13 @@ from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
 from monai.handlers import LrScheduleHandler, ValidationHandler
 
-from ..files import atomic_path, save_atomically
+from ..files import save_atomically
 from ..settings import switch
+from .begun import differences, run_settings, step_settings, told_settings
+from .history import TrainingHistory
 from .lock import lock_folders
 from .runs import FINAL_FILE, RESUME_FILE, is_first_rank, read_saved, refuse_non_finite, start_run
 
-HISTORY_COLUMNS = ("iteration", "epoch", "name", "value")
 _BAR = "{desc}[{n_fmt}/{total_fmt}] {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 #: what a checkpoint for resuming holds, and of which type
 CHECKPOINT = {
@@ -37,6 +37,8 @@ CHECKPOINT = {
     "method_settings": dict,
     "skipped_steps": int,
 }
+#: what those of earlier versions, or of trainings that nothing tracks, do not hold
+SINCE = {"step_settings": dict, "run_settings": dict, "tracked_run": str}
 NO_RESUMING = "Fix: start a new run without --resume, or put back a last.ckpt that is whole."
 
 
@@ -66,6 +68,7 @@ class TrainingRun:
         interval: int = 1,
         resume: bool = False,
     ) -> None:
+        self.validator = validator
         self.handlers: list[Any] = [
             LossProgressBar(),
             LrScheduleHandler(lr_scheduler, print_lr=False, epoch_level=False),
@@ -115,101 +118,14 @@ def _terminal_width() -> int:
         return 1000
 
 
-class TrainingHistory:
-    """Keep every scalar of a training in one CSV, in long form, and in TensorBoard.
-
-    Rows are (iteration, epoch, name, value); names are those of ``state.output[0]["scalars"]`` and
-    ``validation/<metric>``. The CSV is written after each epoch. A resumed run drops rows that lie ahead of it.
-
-    Attach it after the ValidationHandler, so that an epoch's metrics are there when it looks.
-
-    Args:
-        path: the CSV file; TensorBoard's files go beside it.
-        validator: evaluator whose metrics to keep.
-        tensorboard: whether to write TensorBoard's files.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], validator: Engine | None = None, tensorboard: bool = True) -> None:
-        self.path = Path(path)
-        self.validator = validator
-        self.tensorboard = tensorboard
-        self.rows: list[tuple[int, int, str, float]] = []
-        self._validated = 0
-        self._writer: Any = None
-
-    def attach(self, engine: Engine) -> None:
-        """Attach to a trainer."""
-        if is_first_rank():
-            engine.add_event_handler(Events.STARTED, self._start)
-            engine.add_event_handler(Events.ITERATION_COMPLETED, self._iteration)
-            engine.add_event_handler(Events.EPOCH_COMPLETED, self._epoch)
-            engine.add_event_handler(Events.COMPLETED, self._close)
-            engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
-
-    def _start(self, engine: Engine) -> None:
-        if engine.state.iteration > 0 and self.path.exists():
-            rows = _read_history(self.path)
-            self.rows = [row for row in rows if row[0] <= engine.state.iteration]
-
-    def _add(self, engine: Engine, name: str, value: float) -> None:
-        self.rows.append((engine.state.iteration, engine.state.epoch, name, value))
-        if self.tensorboard and self._writer is None:  # not before an earlier run's files are set aside
-            from torch.utils.tensorboard import SummaryWriter  # slow to import, and tests do without
-
-            self._writer = SummaryWriter(str(self.path.parent), purge_step=engine.state.iteration)
-        if self._writer is not None:
-            self._writer.add_scalar(name, value, engine.state.iteration)
-
-    def _iteration(self, engine: Engine) -> None:
-        for name, value in engine.state.output[0]["scalars"].items():
-            self._add(engine, name, value)
-
-    def _epoch(self, engine: Engine) -> None:
-        state = None if self.validator is None else self.validator.state
-        # the validator's epoch is the trainer's at which it last ran
-        if state is not None and state.epoch == engine.state.epoch and state.epoch != self._validated:
-            self._validated = state.epoch
-            for name, value in state.metrics.items():
-                self._add(engine, f"validation/{name}", float(value))
-        self._write()
-
-    def _write(self) -> None:
-        with atomic_path(self.path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(HISTORY_COLUMNS)
-            writer.writerows(self.rows)
-
-    def _close(self, engine: Engine) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-    def _fail(self, engine: Engine, error: BaseException) -> None:
-        if self.rows:  # else the run was refused before its first step, and the file is another run's
-            self._write()
-        self._close(engine)
-        raise error
-
-
-def _read_history(path: Path) -> list[tuple[int, int, str, float]]:
-    try:
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            rows = [(int(r["iteration"]), int(r["epoch"]), r["name"], float(r["value"])) for r in reader]
-        if reader.fieldnames != list(HISTORY_COLUMNS):
-            raise ValueError(f"columns {reader.fieldnames}")
-    except (KeyError, TypeError, ValueError, csv.Error) as error:
-        fix = "Fix: move it away, and the resumed run begins a new one."
-        raise ValueError(f"{path}: is no history of a training ({error!r}). {fix}") from None
-    return rows
-
-
 class RunCheckpoint:
     """Save the weights that ship and, after each epoch, all that resuming needs.
 
     ``model.pt`` is the state dict of the network alone: at the best value of the validator's key metric, or, if nothing
     was validated, the last; ``model_final.pt`` is that at the end. ``last.ckpt`` has method, optimiser, scheduler,
-    scaler, epoch, iteration and the best metric. As the trainer seeds each epoch from its number, a run that is killed
-    at any moment and resumed is the same as one that was not. All are written atomically.
+    scaler, epoch, iteration, the best metric, and what the run was told, see :mod:`~common.training.begun`. As the
+    trainer seeds each epoch from its number, a run that is killed at any moment and resumed is the same as one that was
+    not. All are written atomically.
 
     A new run first sets aside, when it starts, what an earlier one left in its folders, see
     :func:`~common.training.runs.start_run`. While it runs no other process trains in these folders, see
@@ -247,13 +163,16 @@ class RunCheckpoint:
         self.save_interval = save_interval
         self._method_settings: dict[str, Any] = {}
         self._step_settings: dict[str, Any] = {}
+        self._run_settings: dict[str, Any] = {}
 
     def attach(self, engine: Engine) -> None:
         """Attach to a :class:`~common.training.trainer.MethodTrainer` and, when resuming, load its state."""
-        self._method_settings = _plain(vars(engine.method))
+        self._method_settings = told_settings(vars(engine.method))
+        records = getattr(getattr(engine.data_loader, "dataset", None), "data", None)
+        self._run_settings = run_settings(self.folder, records)
         schedule = {} if self.lr_scheduler is None else self.lr_scheduler.state_dict()
         # as they are built: what some schedules show of themselves and the optimiser changes as they run
-        self._step_settings = deepcopy(_step_settings(engine.optimizer.state_dict(), schedule))
+        self._step_settings = deepcopy(step_settings(engine.optimizer.state_dict(), schedule))
         if self.resume:
             self._start(engine)
             self._load(engine)
@@ -298,8 +217,11 @@ class RunCheckpoint:
             "cases_per_batch": list(getattr(getattr(engine.data_loader, "batch_sampler", None), "sizes", ())),
             "method_settings": self._method_settings,
             "step_settings": self._step_settings,
+            "run_settings": self._run_settings,
             "skipped_steps": engine.skipped_steps,
         }
+        if engine.tracked_run is not None:
+            state["tracked_run"] = engine.tracked_run
         if self.lr_scheduler is not None:
             state["lr_scheduler"] = self.lr_scheduler.state_dict()
         if self.validator is not None:
@@ -317,13 +239,12 @@ class RunCheckpoint:
                     f"{path}: the run has {key} {state[key]}, the config {getattr(engine.state, key)}: the schedule "
                     f"would not be that of either. Fix: give --{key} {state[key]}, or start a new run."
                 )
-        now = _settings(self._state(engine))
-        for name, was in _settings(state).items():
-            if now.get(name, was) != was:
-                raise ValueError(
-                    f"{path}: the run has {name} {was}, the config {now[name]}, which would be lost or change its "
-                    "course. Fix: give the settings that the run began with, or start a new run."
-                )
+        if differing := differences(state, self._state(engine)):
+            told = "; ".join(f"{name} {was}, the config {now}" for name, was, now in differing)
+            raise ValueError(
+                f"{path}: the run has {told}, which would be lost or change its course. Fix: give the settings that "
+                "the run began with, or start a new run."
+            )
         parts = {"method": engine.method, "optimizer": engine.optimizer, "scaler": engine.scaler}
         if self.lr_scheduler is not None:
             parts["lr_scheduler"] = self.lr_scheduler
@@ -331,6 +252,7 @@ class RunCheckpoint:
             _load_part(part, name, state[name], path)
         engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
         engine.skipped_steps = state["skipped_steps"]
+        engine.tracked_run = state.get("tracked_run")
         if self.validator is not None:
             self.validator.state.best_metric = state["best_metric"]
             self.validator.state.best_metric_epoch = state["best_metric_epoch"]
@@ -344,8 +266,7 @@ class RunCheckpoint:
             needed["lr_scheduler"] = dict
         if self.validator is not None:
             needed |= {"best_metric": float, "best_metric_epoch": int}
-        if "step_settings" in state:  # not in those of earlier versions
-            needed["step_settings"] = dict
+        needed |= {key: kind for key, kind in SINCE.items() if key in state}
         lacking = [key for key, kind in needed.items() if not isinstance(state.get(key), kind)]
         if "optimizer" not in lacking and not isinstance(state["optimizer"].get("param_groups"), list):
             lacking.append("optimizer")
@@ -365,27 +286,3 @@ def _load_part(part: Any, name: str, state: dict[str, Any], path: Path) -> None:
             f"{path}: its {name} is not the config's: {' '.join(lines[-1:])[:300]} Fix: give the config and settings "
             "that the run began with, or start a new run."
         ) from None
-
-
-def _plain(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Numbers, words and switches among attributes; a module's ``training`` is none of its settings."""
-    named = {key: value for key, value in attributes.items() if not key.startswith("_") and key != "training"}
-    return {key: value for key, value in named.items() if isinstance(value, bool | int | float | str)}
-
-
-def _settings(state: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint's method, batches, optimiser and schedule were told, not what they have come to since."""
-    found = {"processes": state["processes"], "cases_per_batch": state["cases_per_batch"], **state["method_settings"]}
-    if "step_settings" in state:
-        return found | state["step_settings"]
-    return found | _step_settings(state["optimizer"], state.get("lr_scheduler", {}))
-
-
-def _step_settings(optimizer: dict[str, Any], schedule: dict[str, Any]) -> dict[str, Any]:
-    """What states of an optimiser and a schedule were told, by its name in messages."""
-    found: dict[str, Any] = {}
-    for number, group in enumerate(optimizer["param_groups"]):
-        told = {key: value for key, value in group.items() if key not in ("params", "lr")}
-        found |= {f"{key} (of the optimiser's group {number})": value for key, value in told.items()}
-    told = {key: value for key, value in schedule.items() if not key.startswith("_") and key != "last_epoch"}
-    return found | {f"{key} (of the learning rate's schedule)": value for key, value in told.items()}

@@ -22,6 +22,14 @@ from .method import Method, MethodOutput, Progress
 from .precision import ConvolutionGuard, resolve_precision, suspect_gradients
 from .tracking import complete_tracking
 
+#: steps in a row that float16 may overflow in: they halve the scaler's first 65536 to 1/256, and what overflows at that
+#: scale does so whatever the scale
+MOST_OVERFLOWS = 24
+LOOK = (
+    "The last checkpoint is untouched. Look at these images, lower the learning rate or set max_gradient_norm in a new "
+    "run"
+)
+
 
 class NonFiniteLossError(ExpectedError, RuntimeError):
     """A loss term or the gradient became infinite or not a number; the weights are as before that step."""
@@ -86,6 +94,8 @@ class MethodTrainer(Trainer):
         self.max_gradient_norm = max_gradient_norm
         self.max_skipped_steps = max_skipped_steps
         self.skipped_steps = 0
+        self.overflows = 0  # in a row, in float16
+        self.tracked_run: str | None = None  # MLflow's key of it
         self.resources = ExitStack()  # what handlers hold for the time of a run
         super().__init__(
             device=device,
@@ -99,8 +109,7 @@ class MethodTrainer(Trainer):
         self.state.seed = seed
         self.add_event_handler(Events.EPOCH_STARTED, type(self)._begin_epoch)
         self.add_event_handler(Events.EPOCH_COMPLETED, type(self)._share_buffers)
-        complete_tracking(train_handlers or [])
-        self._register_handlers(train_handlers or [])
+        self._register_handlers(complete_tracking(train_handlers or []))
 
     def run(self) -> None:
         """Train, or say that a resumed training is already complete and let handlers write what a kill left undone."""
@@ -197,23 +206,37 @@ class MethodTrainer(Trainer):
         if not self.scaler.is_enabled() and not torch.isfinite(norm):
             self._refuse(f"the gradient's norm is {norm.item()}", batch, buffers)
             return
+        scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.scaler.get_scale() < scale:  # else a teacher would count a step that was not taken
+            self._overflow(scale, batch)
+            return
+        self.overflows = 0
         self.method.after_step()
+
+    def _overflow(self, scale: float, batch: dict[str, Any]) -> None:
+        """Tell that the scaler left a step out, the first time and ever more seldom; give up where it always does."""
+        self.overflows += 1
+        fault = f"the gradient overflowed in float16 at a scale of {scale:g}, {self.overflows} in a row"
+        if self.overflows >= MOST_OVERFLOWS:
+            raise NonFiniteLossError(f"{self._told(fault, batch)} {LOOK}, or choose another precision.")
+        if self.overflows & (self.overflows - 1) == 0:  # 1, 2, 4, 8, ...
+            self.logger.info(f"Iteration {self.state.iteration}: {fault}; step left out.")
 
     def _refuse(self, fault: str, batch: dict[str, Any], buffers: list[torch.Tensor]) -> None:
         self.skipped_steps += 1
-        cases = getattr(batch.get("image"), "meta", {}).get("filename_or_obj", ["(names unknown)"])
-        names = ", ".join(str(case) for case in cases) if not isinstance(cases, str) else cases
-        message = f"Iteration {self.state.iteration}: {fault}; cases in the batch: {names}."
+        message = self._told(fault, batch)
         if self.skipped_steps > self.max_skipped_steps:
-            raise NonFiniteLossError(
-                f"{message} The last checkpoint is untouched. Look at these images, lower the learning rate, "
-                "set max_gradient_norm, or allow max_skipped_steps."
-            )
+            raise NonFiniteLossError(f"{message} {LOOK}, or allow max_skipped_steps.")
         for buffer, before in zip(self.method.buffers(), buffers, strict=True):
             buffer.copy_(before)
         self.logger.warning(f"{message} Step left out ({self.skipped_steps} of {self.max_skipped_steps} allowed).")
+
+    def _told(self, fault: str, batch: dict[str, Any]) -> str:
+        cases = getattr(batch.get("image"), "meta", {}).get("filename_or_obj", ["(names unknown)"])
+        names = ", ".join(str(case) for case in cases) if not isinstance(cases, str) else cases
+        return f"Iteration {self.state.iteration}: {fault}; cases in the batch: {names}."
 
     def _all_ranks_agree(self, fine: bool) -> bool:
         if self.parallel is self.method:

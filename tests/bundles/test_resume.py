@@ -55,7 +55,8 @@ def test_killed_and_resumed_is_the_same_as_uninterrupted(bundle: Any, tmp_path: 
     found, expected = (torch.load(folder / "models" / "last.ckpt", weights_only=True) for folder in (broken, whole))
     assert expected["iteration"] == EPOCHS * EPOCH_LENGTH
     # method, optimiser, schedule, best metric and what else there is; torch cannot compare the words of settings
-    assert found.pop("method_settings") == expected.pop("method_settings")
+    for words in ("method_settings", "run_settings"):
+        assert found.pop(words) == expected.pop(words)
     torch.testing.assert_close(found, expected, rtol=0.0, atol=0.0)
     for name in ("model.pt", "model_final.pt"):
         weights = [torch.load(folder / "models" / name, weights_only=True) for folder in (broken, whole)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import math
 import os
 import subprocess
@@ -20,11 +21,13 @@ from monai.engines import SupervisedEvaluator
 from monai.handlers import LrScheduleHandler, ValidationHandler
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, OneCycleLR, StepLR
 
-from common.training import handlers
-from common.training.handlers import RunCheckpoint, TrainingHistory
+from common import errors
+from common.training import handlers, history
+from common.training.handlers import RunCheckpoint
+from common.training.history import TrainingHistory
 from common.training.lock import LOCK_FILE, FolderInUseError, FolderLock
 from common.training.trainer import MethodTrainer
-from tests.tiny import TinyMethod, assert_same_to_the_bit, snapshot, tiny_trainer
+from tests.tiny import TinyCases, TinyMethod, assert_same_to_the_bit, snapshot, tiny_loader, tiny_trainer
 
 pytestmark = pytest.mark.usefixtures("every_precision")
 
@@ -79,12 +82,13 @@ class Run:
         build = schedule or (lambda optimizer: StepLR(optimizer, 5, 0.5))
         self.scheduler = scheduler = build(self.trainer.optimizer)
         self.checkpoint = RunCheckpoint(folder, folder, network, self.validator, scheduler, resume)
-        for handler in (
+        self.added: list[Any] = [
             LrScheduleHandler(scheduler, print_lr=False, epoch_level=False),
             ValidationHandler(every, self.validator),
             TrainingHistory(folder / "history.csv", self.validator, tensorboard=False),
             self.checkpoint,
-        ):
+        ]
+        for handler in self.added:
             handler.attach(self.trainer)
 
     def go(self) -> Run:
@@ -240,6 +244,85 @@ def test_resuming_with_other_settings_is_refused(change: Any, message: str, tmp_
     change(run)
     with pytest.raises(ValueError, match=message + ".*settings that the run began with"):
         RunCheckpoint(tmp_path, tmp_path, run.method.network, run.validator, run.scheduler, True).attach(run.trainer)
+
+
+def test_a_methods_weights_in_a_dict_are_compared(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    for weight, resume in ((1.0, False), (1.0, True), (2.0, True)):
+        run = Run(tmp_path)  # looked at, not run
+        vars(run.method)["weights"] = {"fit": weight, "terms": [1, None]}
+        checkpoint = RunCheckpoint(tmp_path, tmp_path, run.method.network, run.validator, run.scheduler, resume)
+        if weight == 2.0:
+            with pytest.raises(ValueError, match=r"has weights {'fit': 1.0, .*}, the config {'fit': 2.0, .*}, which"):
+                checkpoint.attach(run.trainer)
+            return
+        run.trainer.remove_event_handler(run.checkpoint._epoch, Events.EPOCH_COMPLETED)
+        checkpoint.attach(run.trainer)
+        run.go()
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Tell the settings of the run that comes next, as the check of a config does."""
+    monkeypatch.setattr(errors, "_RUN", dict(errors._RUN))
+    began = {"patch_size": [32, 32], "dropout": 0.1, "max_gradient_norm": None, "spacing": [1.0, 1.0], "num_workers": 0}
+    return lambda **settings: errors.remember_run(str(tmp_path), {**began, "output_dir": "a", **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"patch_size": [32, 16]}, r"has patch_size \[32, 32\], the config \[32, 16\], which would"),
+        ({"max_gradient_norm": 0.1}, "has max_gradient_norm None, the config 0.1, which"),
+        (
+            {"dropout": 0.5, "spacing": [2.0, 1.0]},
+            r"dropout 0.1, the config 0.5; spacing .*the config \[2.0, 1.0\]",
+        ),
+    ],
+)
+def test_settings_that_no_part_of_the_run_shows_are_compared(
+    settings: dict[str, Any], message: str, told: Callable[..., None], tmp_path: Path
+) -> None:
+    told()
+    Run(tmp_path).go()
+    told(**settings)
+    with pytest.raises(ValueError, match=message + ".*Fix: give the settings that the run began with"):
+        Run(tmp_path, resume=True)
+
+
+def test_settings_that_change_nothing_may_differ(told: Callable[..., None], tmp_path: Path) -> None:
+    told(device=torch.device("cpu"), resume=False)
+    Run(tmp_path).go()
+    told(num_workers=4, output_dir="b", device=torch.device("cuda"), resume=True, max_skipped_steps=3, newer=1)
+    assert Run(tmp_path, resume=True).trainer.state.epoch == 4
+
+
+def test_a_checkpoint_without_the_settings_of_its_run_is_resumed(told: Callable[..., None], tmp_path: Path) -> None:
+    """Those of earlier versions, or of another folder's run."""
+    told()
+    Run(tmp_path).go()
+    changed(run_settings=None)(tmp_path / "last.ckpt")
+    told(dropout=0.5)
+    assert Run(tmp_path, resume=True).trainer.state.epoch == 4
+    assert Run(tmp_path / "other").go().load("last.ckpt")["run_settings"].keys() == {"training data"}
+
+
+def test_data_may_move_but_not_change(tmp_path: Path) -> None:
+    cases, runs = TinyCases(), tmp_path / "run"
+
+    def run(folder: str, resume: bool = True) -> Run:
+        cases.data = [{"image": str(tmp_path / folder / f"{number}.nii"), "group": "a"} for number in range(6)]
+        return Run(runs, resume=resume, loader=tiny_loader(cases))
+
+    (tmp_path / "here").mkdir()
+    for number in range(6):
+        (tmp_path / f"here/{number}.nii").write_bytes(b"voxels")
+    run("here", resume=False).go()
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert run("there").trainer.state.epoch == 4
+    (tmp_path / "there/2.nii").write_bytes(b"other voxels")
+    with pytest.raises(ValueError, match="has training data of 6 records, digest .*, the config of 6 records, digest"):
+        run("there")
 
 
 def cut(path: Path) -> None:
@@ -428,7 +511,8 @@ def test_checkpoints_now_and_then_and_at_the_end(tmp_path: Path) -> None:
 
 
 def test_other_processes_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handlers, "is_first_rank", lambda: False)
+    for module in (handlers, history):
+        monkeypatch.setattr(module, "is_first_rank", lambda: False)
     Run(tmp_path / "run").go()
     assert not (tmp_path / "run").exists()
 
@@ -458,7 +542,55 @@ def test_history_is_kept_when_training_fails(tmp_path: Path) -> None:
     assert {row["iteration"] for row in run.history()} == {"1", "2", "3", "4"}
 
 
-@pytest.mark.parametrize("content", [b"text", b"iteration,epoch,name,value\r\n3,1,loss", b"\xff\x00"])
+def test_an_epochs_rows_are_appended(tmp_path: Path) -> None:
+    """All rows in memory, and all written anew each epoch, would be a million and more at a paper's length."""
+    run = Run(tmp_path)
+    kept, files, lengths = run.added[2], [], []
+
+    def look(_: Engine) -> None:
+        status = (tmp_path / "history.csv").stat()
+        files.append(status.st_ino)
+        lengths.append(status.st_size)
+        assert kept.rows == []
+
+    run.trainer.add_event_handler(Events.EPOCH_COMPLETED, look)
+    run.go()
+    assert len(files) == 4 and len(set(files)) == 1 and lengths == sorted(set(lengths))
+    text = (tmp_path / "history.csv").read_bytes()
+    assert text.startswith(b"iteration,epoch,name,value\r\n1,1,") and text.count(b"iteration") == 1
+
+
+@pytest.mark.parametrize("lost", [1, 2, 9, 200])
+def test_what_a_kill_left_half_written_is_repaired(lost: int, tmp_path: Path) -> None:
+    """The kill comes while the second epoch's rows are appended, before its checkpoint is written."""
+    Run(tmp_path / "whole").go()
+    Run(tmp_path / "broken").fail_at(6)
+    path = tmp_path / "broken/history.csv"
+    path.write_bytes(path.read_bytes()[:-lost])
+    Run(tmp_path / "broken", resume=True, weights=1).go()
+    assert path.read_bytes() == (tmp_path / "whole/history.csv").read_bytes()
+
+
+def test_rows_that_cannot_be_written_leave_no_half_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "history.csv"
+    path.write_bytes(b"iteration,epoch,name,value\r\n")
+
+    class FullDisk(io.FileIO):
+        def write(self, content: Any) -> int:
+            super().write(content[:5])
+            raise OSError("no space left")
+
+    with monkeypatch.context() as full:
+        full.setattr(Path, "open", lambda self, mode: FullDisk(self, "a"))
+        with pytest.raises(OSError, match="no space left"):
+            history._append(path, b"1,1,loss/total,0.5\r\n")
+    assert path.read_bytes() == b"iteration,epoch,name,value\r\n"
+
+
+BROKEN_HISTORIES = [b"text", b"", b"iteration,epoch,name,value\r\n3,1,loss\r\n4,1,loss/total,0.5\r\n", b"\xff\x00"]
+
+
+@pytest.mark.parametrize("content", BROKEN_HISTORIES)
 def test_a_broken_history_is_told_and_kept(content: bytes, tmp_path: Path) -> None:
     Run(tmp_path).fail_at(5)
     (tmp_path / "history.csv").write_bytes(content)
@@ -476,12 +608,13 @@ def test_a_new_run_starts_a_new_history(tmp_path: Path) -> None:
 
 
 def test_tensorboard_gets_the_same(tmp_path: Path) -> None:
-    history = TrainingHistory(tmp_path / "history.csv")
-    tiny_trainer(max_epochs=1, train_handlers=[history]).run()
+    tiny_trainer(max_epochs=1, train_handlers=[TrainingHistory(tmp_path / "history.csv")]).run()
+    with (tmp_path / "history.csv").open() as file:
+        rows = [(row["name"], float(row["value"])) for row in csv.DictReader(file)]
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(tmp_path))
     events.Reload()
-    assert set(events.Tags()["scalars"]) == {name for _, _, name, _ in history.rows}
-    expected = [value for _, _, name, value in history.rows if name == "loss/total"]
+    assert set(events.Tags()["scalars"]) == {name for name, _ in rows}
+    expected = [value for name, value in rows if name == "loss/total"]
     assert [event.value for event in events.Scalars("loss/total")] == pytest.approx(expected)

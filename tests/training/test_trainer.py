@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from common.training.handlers import RunCheckpoint
 from common.training.lock import LOCK_FILE
 from common.training.method import LossTerm, MethodOutput, Progress
 from common.training.precision import resolve_precision
-from common.training.trainer import MethodTrainer, NonFiniteLossError
+from common.training.trainer import MOST_OVERFLOWS, MethodTrainer, NonFiniteLossError
 from tests.tiny import TinyCases, TinyMethod, assert_same_to_the_bit, snapshot, tiny_loader, tiny_trainer
 
 CPU = torch.device("cpu")
@@ -293,12 +293,12 @@ def test_auto_on_cuda(native: bool, dtype: torch.dtype, monkeypatch: pytest.Monk
 
 
 def test_float16_is_refused_on_a_cpu() -> None:
-    with pytest.raises(ValueError, match="float16 needs CUDA. Choose auto, bfloat16 or float32"):
+    with pytest.raises(ValueError, match="float16 needs CUDA. Fix: give auto, bfloat16 or float32"):
         tiny_trainer(precision="float16")
 
 
 def test_unknown_precision_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"'half' is unknown. Choose auto, float32, bfloat16, float16"):
+    with pytest.raises(ValueError, match=r"'half' is unknown. Fix: give auto, float32, bfloat16, float16"):
         tiny_trainer(precision="half")
 
 
@@ -335,6 +335,62 @@ def test_an_overflow_in_float16_lowers_the_scale_and_keeps_the_weights() -> None
     trainer.run()
     assert trainer.scaler.get_scale() < scale and trainer.skipped_steps == 0
     assert all(torch.equal(parameter, before[name]) for name, parameter in method.named_parameters())
+
+
+class StandInScaler:
+    """As a GradScaler behaves in float16, whose gradients overflow at these steps, the first of which is 0."""
+
+    def __init__(self, overflowing: Container[int]) -> None:
+        self.overflowing, self.step_number, self.value = overflowing, 0, 65536.0
+
+    def is_enabled(self) -> bool:
+        return True
+
+    def scale(self, loss: torch.Tensor) -> torch.Tensor:
+        return loss
+
+    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+        pass
+
+    def get_scale(self) -> float:
+        return self.value
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.step_number not in self.overflowing:
+            optimizer.step()
+
+    def update(self) -> None:
+        self.value *= 0.5 if self.step_number in self.overflowing else 1.0
+        self.step_number += 1
+
+
+def overflowing_trainer(steps: Container[int], method: TinyMethod, **arguments: Any) -> MethodTrainer:
+    trainer: MethodTrainer = tiny_trainer(method, **arguments)
+    trainer.scaler = StandInScaler(steps)  # type: ignore[assignment]
+    trainer.logger.propagate = True
+    return trainer
+
+
+def test_what_follows_a_step_does_not_follow_one_that_the_scaler_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    """A teacher would count an update, and average weights that did not change."""
+    method = TinyMethod()
+    trainer = overflowing_trainer({0, 1, 2, 4}, method)
+    with caplog.at_level(logging.INFO):
+        trainer.run()
+    assert (method.steps, trainer.skipped_steps, trainer.overflows) == (2, 0, 0)
+    told = [record.getMessage() for record in caplog.records if "overflowed" in record.getMessage()]
+    for line, (iteration, scale, row) in zip(told, ((1, 65536, 1), (2, 32768, 2), (5, 8192, 1)), strict=True):
+        expected = f"the gradient overflowed in float16 at a scale of {scale}, {row} in a row; step left out."
+        assert line == f"Iteration {iteration}: {expected}", "the third in a row is not told"
+
+
+def test_overflowing_at_whatever_scale_ends_the_training() -> None:
+    method = TinyMethod()
+    trainer = overflowing_trainer(range(1, 10**6), method, max_epochs=100)
+    message = rf"Iteration {MOST_OVERFLOWS + 1}: .* {MOST_OVERFLOWS} in a row; cases .*case_\d.*The last checkpoint"
+    with pytest.raises(NonFiniteLossError, match=message):
+        trainer.run()
+    assert method.steps == 1
 
 
 # one of several processes
