@@ -160,6 +160,14 @@ def test_tables_that_lack_columns_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "report.png").exists()
 
 
+def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
+    """A training appends an epoch's rows; a report may look meanwhile, or after a kill."""
+    path = tmp_path / "history.csv"
+    path.write_bytes(b"iteration,epoch,name,value\r\n1,1,loss/total,0.5\r\n2,1,loss/to")
+    (iterations, values) = read_history(path)["loss/total"]
+    assert (iterations.tolist(), values.tolist()) == ([1.0], [0.5])
+
+
 def test_history_is_ordered_finite_and_the_last_word_counts(tmp_path: Path) -> None:
     path = tmp_path / "history.csv"
     path.write_text("iteration,epoch,name,value\n2,0,a,3\n1,0,a,2\n2,0,a,4\n3,0,a,nan\n1,0,b,nan\n")

@@ -39,9 +39,9 @@ def draw_message(ax: Axes, text: str) -> None:
 
 
 def _read_table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The lines of a CSV file; ValueError when it lacks one of the columns."""
+    """The lines of a CSV file, a last one that is being written left out; ValueError when it lacks a column."""
     with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
+        reader = csv.DictReader(line for line in file if line.endswith("\n"))
         if absent := [name for name in columns if name not in (reader.fieldnames or ())]:
             raise ValueError(f"{path}: columns missing: {', '.join(absent)}")
         return list(reader)
