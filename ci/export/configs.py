@@ -46,7 +46,7 @@ def prepend(text: str, key: str, items: Sequence[str]) -> str:
     """Put items at the beginning of a top-level list of a YAML text; without such a key it comes last.
 
     Args:
-        text: content of a YAML file, each item of the list a line of its own, beginning with ``- ``.
+        text: content of a YAML file, each item of the list a line of its own, beginning with ``- ``, or all on the key's.
         key: of the list.
         items: texts; those that the list has already are left out.
     """
@@ -54,6 +54,8 @@ def prepend(text: str, key: str, items: Sequence[str]) -> str:
     lines = [f"- {json.dumps(item) if '@' in item else item}" for item in items if item not in there]
     if not there:
         return "\n".join([text.rstrip("\n"), "", f"{key}:", *lines]) + "\n"
+    own = "\n".join(f"- {item}" for item in there)
+    text = re.sub(rf"(?m)^{key}: *\[.*\] *$", lambda _: f"{key}:\n{own}", text, count=1)
     return re.sub(rf"(?m)^{key}:.*$", lambda match: "\n".join([match[0], *lines]), text, count=1)
 
 

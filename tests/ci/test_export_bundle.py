@@ -206,6 +206,10 @@ def test_items_come_first_in_a_list_and_once() -> None:
     text = "imports:\n- $import torch # of all\n# about a\na: 1\n"
     found = prepend(text, "imports", ["$import sys", "$import torch"])
     assert found == "imports:\n- $import sys\n- $import torch # of all\n# about a\na: 1\n"
+    assert yaml.safe_load(prepend("imports: [$import torch]\na: 1\n", "imports", ["$import sys"])) == {
+        "imports": ["$import sys", "$import torch"],
+        "a": 1,
+    }, "a list on its key's line"
     assert prepend(text, "initialize", ["$f(@a)"]) == text + '\ninitialize:\n- "$f(@a)"\n'
 
 
