@@ -46,7 +46,7 @@ def prepend(text: str, key: str, items: Sequence[str]) -> str:
     """Put items at the beginning of a top-level list of a YAML text; without such a key it comes last.
 
     Args:
-        text: content of a YAML file, each item of the list a line of its own, beginning with ``- ``, or all on the key's.
+        text: content of a YAML file, each item of the list a line beginning with ``- ``, or all on the key's line.
         key: of the list.
         items: texts; those that the list has already are left out.
     """
