@@ -1,11 +1,8 @@
-"""Checkpoints and the history of a training, on the tiny trainer."""
+"""Checkpoints of a training, on the tiny trainer."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import math
 import os
 import subprocess
 import sys
@@ -16,9 +13,6 @@ from typing import Any
 import pytest
 import torch
 from ignite.engine import Engine, Events
-from ignite.metrics import Metric
-from monai.engines import SupervisedEvaluator
-from monai.handlers import LrScheduleHandler, ValidationHandler
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, OneCycleLR, StepLR
 
 from common import errors
@@ -26,92 +20,10 @@ from common.training import handlers, history
 from common.training.handlers import RunCheckpoint
 from common.training.history import TrainingHistory
 from common.training.lock import LOCK_FILE, FolderInUseError, FolderLock
-from common.training.trainer import MethodTrainer
 from tests.tiny import TinyCases, TinyMethod, assert_same_to_the_bit, snapshot, tiny_loader, tiny_trainer
+from tests.training.whole_run import Run
 
 pytestmark = pytest.mark.usefixtures("every_precision")
-
-
-class Score(Metric):
-    """A metric that is what the function says."""
-
-    def __init__(self, value: Callable[[], float]) -> None:
-        self.value = value
-        super().__init__(output_transform=lambda output: None)
-
-    def reset(self) -> None:
-        pass
-
-    def update(self, output: Any) -> None:
-        pass
-
-    def compute(self) -> float:
-        return self.value()
-
-
-def tiny_validator(network: torch.nn.Module, value: Callable[[], float]) -> SupervisedEvaluator:
-    image = torch.zeros(1, 1, 8, 8)
-    return SupervisedEvaluator(
-        device=torch.device("cpu"),
-        val_data_loader=[{"image": image, "label": image}],
-        network=network,
-        key_val_metric={"score": Score(value)},
-        decollate=False,
-    )
-
-
-class Run:
-    """A whole run, as a config puts it together: validator, scheduler, history, checkpoint."""
-
-    def __init__(
-        self,
-        folder: Path,
-        resume: bool = False,
-        weights: int = 0,
-        value: Any = None,
-        every: int = 1,
-        schedule: Any = None,
-        **arguments: Any,
-    ) -> None:
-        torch.manual_seed(weights)
-        self.folder = folder
-        self.method = TinyMethod()
-        network = self.method.network
-        self.validator = tiny_validator(network, value or (lambda: next(network.parameters()).sum().item()))
-        self.trainer: MethodTrainer = tiny_trainer(self.method, **({"max_epochs": 4} | arguments))
-        build = schedule or (lambda optimizer: StepLR(optimizer, 5, 0.5))
-        self.scheduler = scheduler = build(self.trainer.optimizer)
-        self.checkpoint = RunCheckpoint(folder, folder, network, self.validator, scheduler, resume)
-        self.added: list[Any] = [
-            LrScheduleHandler(scheduler, print_lr=False, epoch_level=False),
-            ValidationHandler(every, self.validator),
-            TrainingHistory(folder / "history.csv", self.validator, tensorboard=False),
-            self.checkpoint,
-        ]
-        for handler in self.added:
-            handler.attach(self.trainer)
-
-    def go(self) -> Run:
-        self.trainer.run()
-        return self
-
-    def fail_at(self, iteration: int) -> None:
-        def fail(engine: Engine) -> None:
-            raise InterruptedError(f"iteration {iteration}")
-
-        self.trainer.add_event_handler(Events.ITERATION_STARTED(once=iteration), fail)
-        with pytest.raises(InterruptedError):
-            self.trainer.run()
-
-    def load(self, name: str) -> Any:
-        return torch.load(self.folder / name, weights_only=True)
-
-    def history(self) -> list[dict[str, str]]:
-        with (self.folder / "history.csv").open() as file:
-            return list(csv.DictReader(file))
-
-
-# RunCheckpoint
 
 
 def test_a_run_leaves_its_weights(tmp_path: Path) -> None:
@@ -515,106 +427,3 @@ def test_other_processes_write_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         monkeypatch.setattr(module, "is_first_rank", lambda: False)
     Run(tmp_path / "run").go()
     assert not (tmp_path / "run").exists()
-
-
-# TrainingHistory
-
-
-def test_history_has_every_scalar_of_every_iteration(tmp_path: Path) -> None:
-    rows = Run(tmp_path).go().history()
-    assert list(rows[0]) == ["iteration", "epoch", "name", "value"]
-    names = {"loss/fit", "loss/size", "loss/total", "weight/fit", "weight/size", "monitor/mean", "learning_rate"}
-    for iteration in range(1, 13):
-        here = {row["name"]: row for row in rows if row["iteration"] == str(iteration)}
-        assert set(here) == (names | {"validation/score"} if iteration % 3 == 0 else names)
-        assert {row["epoch"] for row in here.values()} == {str((iteration - 1) // 3 + 1)}
-    assert all(math.isfinite(float(row["value"])) for row in rows)
-
-
-def test_history_has_the_learning_rate_of_the_step_taken(tmp_path: Path) -> None:
-    rates = [float(row["value"]) for row in Run(tmp_path).go().history() if row["name"] == "learning_rate"]
-    assert rates == pytest.approx([rates[0]] * 5 + [rates[0] / 2] * 5 + [rates[0] / 4] * 2)  # StepLR(5, 0.5)
-
-
-def test_history_is_kept_when_training_fails(tmp_path: Path) -> None:
-    run = Run(tmp_path)
-    run.fail_at(5)
-    assert {row["iteration"] for row in run.history()} == {"1", "2", "3", "4"}
-
-
-def test_an_epochs_rows_are_appended(tmp_path: Path) -> None:
-    """All rows in memory, and all written anew each epoch, would be a million and more at a paper's length."""
-    run = Run(tmp_path)
-    kept, files, lengths = run.added[2], [], []
-
-    def look(_: Engine) -> None:
-        status = (tmp_path / "history.csv").stat()
-        files.append(status.st_ino)
-        lengths.append(status.st_size)
-        assert kept.rows == []
-
-    run.trainer.add_event_handler(Events.EPOCH_COMPLETED, look)
-    run.go()
-    assert len(files) == 4 and len(set(files)) == 1 and lengths == sorted(set(lengths))
-    text = (tmp_path / "history.csv").read_bytes()
-    assert text.startswith(b"iteration,epoch,name,value\r\n1,1,") and text.count(b"iteration") == 1
-
-
-@pytest.mark.parametrize("lost", [1, 2, 9, 200])
-def test_what_a_kill_left_half_written_is_repaired(lost: int, tmp_path: Path) -> None:
-    """The kill comes while the second epoch's rows are appended, before its checkpoint is written."""
-    Run(tmp_path / "whole").go()
-    Run(tmp_path / "broken").fail_at(6)
-    path = tmp_path / "broken/history.csv"
-    path.write_bytes(path.read_bytes()[:-lost])
-    Run(tmp_path / "broken", resume=True, weights=1).go()
-    assert path.read_bytes() == (tmp_path / "whole/history.csv").read_bytes()
-
-
-def test_rows_that_cannot_be_written_leave_no_half_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "history.csv"
-    path.write_bytes(b"iteration,epoch,name,value\r\n")
-
-    class FullDisk(io.FileIO):
-        def write(self, content: Any) -> int:
-            super().write(content[:5])
-            raise OSError("no space left")
-
-    with monkeypatch.context() as full:
-        full.setattr(Path, "open", lambda self, mode: FullDisk(self, "a"))
-        with pytest.raises(OSError, match="no space left"):
-            history._append(path, b"1,1,loss/total,0.5\r\n")
-    assert path.read_bytes() == b"iteration,epoch,name,value\r\n"
-
-
-BROKEN_HISTORIES = [b"text", b"", b"iteration,epoch,name,value\r\n3,1,loss\r\n4,1,loss/total,0.5\r\n", b"\xff\x00"]
-
-
-@pytest.mark.parametrize("content", BROKEN_HISTORIES)
-def test_a_broken_history_is_told_and_kept(content: bytes, tmp_path: Path) -> None:
-    Run(tmp_path).fail_at(5)
-    (tmp_path / "history.csv").write_bytes(content)
-    with pytest.raises(ValueError, match="history.csv: is no history of a training .* Fix: move it away"):
-        Run(tmp_path, resume=True).go()
-    assert (tmp_path / "history.csv").read_bytes() == content
-
-
-def test_a_new_run_starts_a_new_history(tmp_path: Path) -> None:
-    Run(tmp_path).go()
-    run = Run(tmp_path, max_epochs=1).go()
-    assert {row["epoch"] for row in run.history()} == {"1"}
-    kept = list((tmp_path / "previous").rglob("history.csv"))
-    assert len(kept) == 1 and kept[0].read_text().count("loss/total") == 12
-
-
-def test_tensorboard_gets_the_same(tmp_path: Path) -> None:
-    tiny_trainer(max_epochs=1, train_handlers=[TrainingHistory(tmp_path / "history.csv")]).run()
-    with (tmp_path / "history.csv").open() as file:
-        rows = [(row["name"], float(row["value"])) for row in csv.DictReader(file)]
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(tmp_path))
-    events.Reload()
-    assert set(events.Tags()["scalars"]) == {name for name, _ in rows}
-    expected = [value for name, value in rows if name == "loss/total"]
-    assert [event.value for event in events.Scalars("loss/total")] == pytest.approx(expected)

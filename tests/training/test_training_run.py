@@ -12,7 +12,7 @@ from monai.engines import SupervisedEvaluator
 
 from common.training.handlers import TrainingRun
 from tests.tiny import TinyMethod, snapshot, tiny_trainer
-from tests.training.test_handlers import Score
+from tests.training.whole_run import Score
 
 
 @pytest.mark.parametrize("interval", [1, 2])
