@@ -74,3 +74,14 @@ def test_override_reaches_what_is_built(
         config[key] = setting
     with bundle.imported():
         assert holds(config.get_parsed_content)
+
+
+@pytest.mark.parametrize("bundle", ["affinity_umamba", "alc", "multicure"], indirect=True)
+def test_turns_and_flips_can_be_switched_off(bundle: Any) -> None:
+    """Left and right may be structures of their own."""
+    for given, probabilities in (({}, [0.75, 0.5, 0.5]), ({"rotate90_prob": 0, "flip_prob": 0}, [0.0, 0.0, 0.0])):
+        config = ConfigParser(bundle.load("train"))
+        config.update(bundle.tiny("train") | given)
+        with bundle.imported():
+            crop, *turns = config.get_parsed_content("train#random_transforms")
+        assert [turn.prob for turn in turns] == probabilities

@@ -38,13 +38,3 @@ def test_all_labels_of_the_phantom_are_validated(tmp_path: Path, monkeypatch: py
     with bundle.imported():
         assert {record["label_quality"] for record in config.get_parsed_content("train#dataset#data")} == {"clean"}
         assert len(config.get_parsed_content("validate#dataset#data")) == 1
-
-
-def test_turns_and_flips_can_be_switched_off(tmp_path: Path) -> None:
-    bundle = Bundle("alc", tmp_path)
-    for given, probabilities in (({}, [0.75, 0.5, 0.5]), ({"rotate90_prob": 0, "flip_prob": 0}, [0.0, 0.0, 0.0])):
-        config = ConfigParser(bundle.load("train"))
-        config.update(bundle.tiny("train") | given)
-        with bundle.imported():
-            crop, *turns = config.get_parsed_content("train#random_transforms")
-        assert [turn.prob for turn in turns] == probabilities

@@ -1,15 +1,12 @@
-"""What the settings refuse together, and what they make of the patches."""
+"""What the settings refuse together."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
-from monai.bundle import ConfigParser
 
 from bundles.multicure.scripts.settings import SETTINGS
-from tests.bundles.conftest import Bundle
 
 
 @pytest.mark.parametrize(
@@ -28,13 +25,3 @@ def test_a_single_image_is_not_normalised(changes: dict[str, Any], fault: str) -
     found = [str(fault) for check in SETTINGS.checks for fault in check(values | changes)]
     assert len(found) == bool(fault) and "".join(found).startswith(fault)
     assert all("Fix: give 2 images or more, or " in text for text in found)
-
-
-def test_turns_and_flips_can_be_switched_off(tmp_path: Path) -> None:
-    bundle = Bundle("multicure", tmp_path)
-    for given, probabilities in (({}, [0.75, 0.5, 0.5]), ({"rotate90_prob": 0, "flip_prob": 0}, [0.0, 0.0, 0.0])):
-        config = ConfigParser(bundle.load("train"))
-        config.update(bundle.tiny("train") | given)
-        with bundle.imported():
-            crop, *turns = config.get_parsed_content("train#random_transforms")
-        assert [turn.prob for turn in turns] == probabilities
