@@ -25,6 +25,19 @@ def paired_differences(first: Sequence[Row], second: Sequence[Row]) -> Summary:
     Raises:
         ValueError: when the two hold different cases, structures or units.
     """
+    differences: list[Row] = []
+    for row, other in zip(*_matched(first, second), strict=True):
+        change = {name: None if row[name] is None else other[name] - row[name] for name in METRICS}
+        differences.append({**row, **change, "missed": False, "spurious": False})
+    return summarise(differences)
+
+
+def _matched(first: Sequence[Row], second: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """The rows of both in one order; a metric that one of them lacks in a row, the other lacks there too.
+
+    Raises:
+        ValueError: as :func:`paired_differences`.
+    """
     tables = [{(row["case"], row["structure"]): row for row in rows} for rows in (first, second)]
     if lonely := sorted(tables[0].keys() ^ tables[1].keys()):
         case, structure = lonely[0]
@@ -32,15 +45,15 @@ def paired_differences(first: Sequence[Row], second: Sequence[Row]) -> Summary:
             f"{len(lonely)} structures of cases are in one table only, the first is {structure} of {case}. "
             "Fix: evaluate both on the same cases."
         )
-    differences: list[Row] = []
+    matched: tuple[list[Row], list[Row]] = ([], [])
     for key, row in tables[0].items():
         other = tables[1][key]
         if row["unit"] != other["unit"]:
             raise ValueError(f"{key[1]} of {key[0]} is measured in {row['unit']} and in {other['unit']}.")
-        pairs = {name: (row.get(name), other.get(name)) for name in METRICS}
-        change = {name: None if a is None or b is None else b - a for name, (a, b) in pairs.items()}
-        differences.append({**row, **change, "missed": False, "spurious": False})
-    return summarise(differences)
+        lacking = [name for name in METRICS if row.get(name) is None or other.get(name) is None]
+        for rows, own in zip(matched, (row, other), strict=True):
+            rows.append({**own, **dict.fromkeys(lacking)})
+    return matched
 
 
 def main(first: str, second: str) -> None:
@@ -57,7 +70,7 @@ def main(first: str, second: str) -> None:
         sys.exit(str(error))
     means = [
         {(row["structure"], metric_name(row)): row["mean"] for row in summarise(table).rows}
-        for table in _common(*tables)
+        for table in _matched(*tables)
     ]
     width = max((len(row["structure"]) for row in change.rows), default=0)
     wide = max([14, *(len(metric_name(row)) for row in change.rows)])
@@ -72,17 +85,6 @@ def main(first: str, second: str) -> None:
             f"{row['structure']:<{width}}  {metric_name(row):<{wide}} {a:9.4f} {b:9.4f} {row['mean']:+11.4f}  "
             f"[{row['lo']:+.4f}, {row['hi']:+.4f}]{mark}"
         )
-
-
-def _common(first: Sequence[Row], second: Sequence[Row]) -> list[list[Row]]:
-    """Both tables with a metric only where both have it: the means are of the cases that the difference is of."""
-    others = {(row["case"], row["structure"]): row for row in second}
-    pairs = [(row, others[row["case"], row["structure"]]) for row in first]
-    both = [{name for name in METRICS if a.get(name) is not None and b.get(name) is not None} for a, b in pairs]
-    return [
-        [{**pair[place], **dict.fromkeys(METRICS.keys() - known)} for pair, known in zip(pairs, both, strict=True)]
-        for place in range(2)
-    ]
 
 
 def _table(place: str) -> Path:

@@ -112,9 +112,11 @@ def read_curves(study: Study, measured: Sequence[Measured], seed: int = 0) -> li
             if row.curve == name and row.labels is not None:
                 of_seed = found.setdefault(row.labels, {}).setdefault(entry.run.seed, {})
                 of_seed.update(case_means(entry.rows, "dice"))
+        if len(found) < 2:
+            continue
         labels = sorted(found)
-        cases = sorted(set.intersection(*({*itertools.chain(*found[n].values())} for n in labels))) if labels else []
-        if len(labels) < 2 or not cases:
+        cases = sorted(set.intersection(*({*itertools.chain(*found[n].values())} for n in labels)))
+        if not cases:
             continue
         tables = [_table(list(found[n].values()), cases) for n in labels]
         samples = np.empty((RESAMPLES, len(labels)))
