@@ -53,7 +53,7 @@ def check(
         in_channels: image channels of the network; not compared without it.
         bundles: folder of the bundles.
     """
-    data, faults = contract.read_data(str(dataset_dir), datalist)
+    data, faults = contract.read_data(dataset_dir, datalist)
     faults += contract.missing_needs(data, ())
     faults += contract.compare_classes(data, num_classes, datalist)
     cases = inspect_cases(data, in_channels)
@@ -121,7 +121,7 @@ def split(
         datalist: name of the JSON to read.
         test_fraction: share of the groups with clean labels to draw for a test section, where there is none.
     """
-    for path in splitting.split(str(dataset_dir), fraction, seed, folds, output, datalist, test_fraction=test_fraction):
+    for path in splitting.split(dataset_dir, fraction, seed, folds, output, datalist, test_fraction=test_fraction):
         data, _ = contract.read_data(path.parent, path.name)
         counts = f"{len(data.training)} training and {len(data.validation)} validation records"
         counts += "" if test_fraction is None else f", {len(data.test)} to test on"
@@ -151,7 +151,7 @@ def plan(
         datalist: name of the JSON in the folder.
         bundles: folder of the bundles.
     """
-    made = make_plan(str(dataset_dir), bundle, memory, minutes, str(output), datalist, bundles)
+    made = make_plan(dataset_dir, bundle, memory, minutes, output, datalist, bundles)
     print(made.path.read_text(encoding="utf-8"))
     for note in made.notes:
         print(f"Note: {note}.")
@@ -168,7 +168,7 @@ def make(output: str, kind: str = "noisy", seed: int = 0) -> None:
         kind: dense, noisy, unlabelled, scribbles, raters or boundary.
         seed: seed of everything random.
     """
-    print(f"Phantom ({kind}) in {phantom.make_phantom(str(output), kind, seed)}")
+    print(f"Phantom ({kind}) in {phantom.make_phantom(output, kind, seed)}")
 
 
 def corrupt(
@@ -189,7 +189,7 @@ def corrupt(
         seed: seed of everything random.
         datalist: name of the JSON in that folder.
     """
-    folder = corrupt_data(str(dataset_dir), output=str(output), kind=kind, seed=seed, datalist=datalist, **options)
+    folder = corrupt_data(dataset_dir, output=output, kind=kind, seed=seed, datalist=datalist, **options)
     print(f"Corrupted data set in {folder}")
 
 
@@ -212,7 +212,7 @@ def convert(kind: str, source: str, output: str, **options: str) -> None:
             raise DataError([Fault(f"--{name}", f"is no option of {kind}", fix)])
     parameters = inspect.signature(CONVERTERS[kind].convert).parameters
     values = {name: _option_value(typed, parameters[name]) for name, typed in options.items()}
-    folder = CONVERTERS[kind].convert(str(source), str(output), **values)
+    folder = CONVERTERS[kind].convert(source, output, **values)
     print(f"Converted data set in {folder}. Next: python -m common.data check {shlex.quote(str(folder))}")
 
 

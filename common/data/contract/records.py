@@ -288,16 +288,21 @@ def _check_repeated_files(record: dict[str, Any], where: str, faults: list[Fault
 
 def _resolve(record: dict[str, Any], key: str, where: str, root: Path, faults: list[Fault]) -> bool:
     """Make the paths of one key absolute; False (and a fault) if they are of the wrong type."""
-    value, allowed = record[key], PATH_KEYS[key]
+    paths = listed_paths(record[key], key, f"{where}/{key}", faults)
+    if paths:
+        absolute = [str(root / path) for path in paths]
+        record[key] = absolute if isinstance(record[key], list) else absolute[0]
+    return bool(paths)
+
+
+def listed_paths(value: Any, key: str, where: str, faults: list[Fault]) -> list[str]:
+    """The path or paths of one key of a record; none (and a fault) if they are of the wrong type."""
     paths = value if isinstance(value, list) else [value]
-    right = isinstance(value, allowed) and paths and all(isinstance(path, str) and path for path in paths)
-    if not right:
-        kinds = " or ".join("a path" if kind is str else "a list of paths" for kind in allowed)
-        faults.append(Fault(f"{where}/{key}", f"is {value!r} where {kinds} is expected", f"write {kinds}"))
-        return False
-    absolute = [str(root / path) for path in paths]
-    record[key] = absolute if isinstance(value, list) else absolute[0]
-    return True
+    if isinstance(value, PATH_KEYS[key]) and paths and all(isinstance(path, str) and path for path in paths):
+        return paths
+    kinds = " or ".join("a path" if kind is str else "a list of paths" for kind in PATH_KEYS[key])
+    faults.append(Fault(where, f"is {value!r} where {kinds} is expected", f"write {kinds}"))
+    return []
 
 
 def _fill_group(record: dict[str, Any], where: str, faults: list[Fault]) -> None:

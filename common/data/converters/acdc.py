@@ -14,7 +14,7 @@ import numpy as np
 from ..contract.output import fault
 from ..contract.volumes import read_volume
 from ..contract.walk import paths_below
-from .base import Case, Source, Volume, below_test_folder, converter, held_out_names, source_folder, stem
+from .base import Case, Source, Volume, add_once, below_test_folder, converter, held_out_names, source_folder, stem
 
 LABELS = {"0": "background", "1": "right ventricle", "2": "myocardium", "3": "left ventricle"}
 UNLABELLED = 4  # of the published scribbles
@@ -79,9 +79,7 @@ def _find_frames(folder: Path) -> dict[str, Path]:
     for path in paths_below(folder, "patient*_frame*.nii*"):
         if not path.is_file() or not _FRAME.fullmatch(path.name):
             continue
-        if stem(path) in frames:
-            raise fault(path, f"a second image of {stem(path)}, beside {frames[stem(path)]}", "keep one of them")
-        frames[stem(path)] = path
+        add_once(frames, stem(path), path, f"image of {stem(path)}")
     if not frames:
         raise fault(folder, "holds no patientXXX/patientXXX_frameYY.nii.gz", "give the folder above the patients")
     return frames
@@ -91,12 +89,9 @@ def _find_scribbles(folder: Path) -> dict[str, Path]:
     """Scribble of each frame by the frame's name."""
     strokes: dict[str, Path] = {}
     for path in paths_below(folder, "*_scribble.nii*"):
-        if not path.is_file():
-            continue
-        name = stem(path).removesuffix("_scribble")
-        if name in strokes:
-            raise fault(path, f"a second scribble of {name}, beside {strokes[name]}", "keep one of them")
-        strokes[name] = path
+        if path.is_file():
+            name = stem(path).removesuffix("_scribble")
+            add_once(strokes, name, path, f"scribble of {name}")
     return strokes
 
 

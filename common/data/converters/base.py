@@ -18,13 +18,15 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
 from ..contract.output import fault, new_folder, place, write_json
+
+Key = TypeVar("Key", int, str)
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 
@@ -291,6 +293,23 @@ def crop(
     moved = affine.copy()
     moved[:3, 3] = (affine @ [*first, 1])[:3]
     return image[box], label[box], moved
+
+
+def add_once(found: dict[Key, Path], key: Key, path: Path, what: str) -> None:
+    """Enter a file under its key.
+
+    Args:
+        found: files so far.
+        key: of the case.
+        path: the file.
+        what: it is, such as "image of case 3", for messages.
+
+    Raises:
+        DataError: when there is one already.
+    """
+    if key in found:
+        raise fault(path, f"a second {what}, beside {found[key]}", "keep one of them")
+    found[key] = path
 
 
 def whole_number(value: object, option: str) -> int:

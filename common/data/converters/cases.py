@@ -149,7 +149,7 @@ def with_patients(cases: Iterable[Case], pattern: str | None) -> list[Case]:
         return [replace(case, group="") for case in cases]
     try:
         wanted = re.compile(pattern)
-    except (re.error, TypeError) as error:  # the command line makes of some words numbers or lists
+    except (re.error, TypeError) as error:  # True is what Python may give
         raise fault("--group_pattern", f"{pattern!r} is no regular expression ({error})", "correct it") from error
     found = [(case, wanted.search(case.name)) for case in cases]
     patients = [(case, match and match[min(1, wanted.groups)]) for case, match in found]

@@ -31,7 +31,18 @@ from nibabel import orientations
 from ..contract.output import fault
 from ..contract.walk import paths_below
 from ..loading.dicom import read_dicom_series
-from .base import NIFTI_ENDINGS, Case, Source, Volume, binary_mask, converter, crop, held_out_names, source_folder
+from .base import (
+    NIFTI_ENDINGS,
+    Case,
+    Source,
+    Volume,
+    add_once,
+    binary_mask,
+    converter,
+    crop,
+    held_out_names,
+    source_folder,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -167,9 +178,7 @@ def _find_images(folder: Path) -> dict[str, Path]:
         nifti = path.name.endswith(NIFTI_ENDINGS) and not path.name.lower().startswith(("label", "."))
         if number is None or not (dicom or nifti):
             continue
-        if number in images:
-            raise fault(path, f"a second image of case {number}, beside {images[number]}", "keep one of them")
-        images[number] = path
+        add_once(images, number, path, f"image of case {number}")
     return images
 
 
@@ -178,11 +187,8 @@ def _find_labels(folder: Path) -> dict[str, Path]:
     labels: dict[str, Path] = {}
     for path in paths_below(folder, "label*"):
         number = _number(path.name)
-        if number is None or not path.name.endswith(NIFTI_ENDINGS) or not path.is_file():
-            continue
-        if number in labels:
-            raise fault(path, f"a second label of case {number}, beside {labels[number]}", "keep one of them")
-        labels[number] = path
+        if number is not None and path.name.endswith(NIFTI_ENDINGS) and path.is_file():
+            add_once(labels, number, path, f"label of case {number}")
     return labels
 
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ...ops.threads import usable_cores
 from ..contract.faults import DataError, Fault
 from ..contract.output import check_seed, fault, new_folder, place, write_json
-from ..contract.records import PATH_KEYS, SCRIBBLE_UNLABELLED, SECTIONS, is_kind, normalise_labels
+from ..contract.records import PATH_KEYS, SCRIBBLE_UNLABELLED, SECTIONS, is_kind, listed_paths, normalise_labels
 from .defects import KINDS, Boundary, Defect, Noise, Parameters, Raters, Scribbles, Unlabelled
 
 # images are linked, as they are large and nobody edits them; labels are copied, as people do edit those
@@ -286,11 +286,10 @@ def _read_list(path: Path) -> dict[str, Any]:
 
 def _plain_paths(value: Any, key: str, where: str, datalist: Path) -> str | list[str]:
     """The path or paths of one key in plain form; what `check` refuses is refused in its words."""
-    paths = value if isinstance(value, list) else [value]
-    right = isinstance(value, PATH_KEYS[key]) and paths and all(isinstance(path, str) and path for path in paths)
-    if not right:
-        kinds = " or ".join("a path" if kind is str else "a list of paths" for kind in PATH_KEYS[key])
-        raise fault(where, f"is {value!r} where {kinds} is expected", f"write {kinds}")
+    faults: list[Fault] = []
+    paths = listed_paths(value, key, where, faults)
+    if faults:
+        raise DataError(faults)
     plain = [_inside(path, datalist) for path in paths]
     return plain if isinstance(value, list) else plain[0]
 
